@@ -1,0 +1,468 @@
+//! Streaming: who makes weights resident while llama.cpp computes.
+//!
+//! [`Streamer`] is the [`Residency`] of the tiered backend. It joins three things that know
+//! nothing of each other: the slot table (which expert may be where), the read engine (how bytes
+//! move) and the memory of the compute device (where they go).
+
+mod reads;
+mod ring;
+
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hypura_io as io;
+use hypura_llama::tiered::{Residency, ResidencyError, Routing, StreamMemory};
+use hypura_tier::{Parts, SlotTable, TableSpec, TierStats, UnitId};
+
+use reads::{Arrival, Read, Reads, Target};
+pub(crate) use ring::MatrixSource;
+use ring::{BLOCK, Ring};
+
+use crate::trace::Recorder;
+
+/// Where the parts of a layer's experts lie.
+#[derive(Debug, Clone)]
+pub(crate) struct ExpertLayer {
+    pub(crate) pool: u32,
+    pub(crate) parts: Vec<PartSource>,
+}
+
+/// Where one part of a layer's experts lies: slices of `slice_bytes`, one per expert.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PartSource {
+    pub(crate) part: u8,
+    pub(crate) file: usize,
+    pub(crate) offset: u64,
+    pub(crate) slice_bytes: usize,
+}
+
+/// Where the rows of the input embedding lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowSource {
+    pub(crate) file: usize,
+    pub(crate) offset: u64,
+    pub(crate) n_rows: u64,
+}
+
+/// All that is streamed, and from where.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sources {
+    pub(crate) layers: Vec<ExpertLayer>,
+    pub(crate) n_experts: u32,
+    pub(crate) slots: Vec<u32>,
+    pub(crate) matrices: Vec<MatrixSource>,
+    pub(crate) rows: Option<RowSource>,
+}
+
+/// What streaming did since it began, or since the counters were last taken.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StreamStats {
+    /// Bytes of weights asked from the drive.
+    pub read_bytes: u64,
+    /// Time that the computation waited for reads.
+    pub read_wait: Duration,
+    /// Time that the device computed.
+    pub compute: Duration,
+    /// Lookups, hits, misses, evictions of experts.
+    pub tier: TierStats,
+    /// Whole matrices used from the ring.
+    pub matrices: u64,
+    /// Expert matmuls that had to be done in more than one pass.
+    pub passes: u64,
+}
+
+/// Numbers that others read while the streamer works.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    stats: Mutex<StreamStats>,
+}
+
+impl Shared {
+    pub(crate) fn stats(&self) -> StreamStats {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See the module.
+pub(crate) struct Streamer {
+    sources: Sources,
+    memory: Arc<StreamMemory>,
+    table: Option<SlotTable>,
+    ring: Option<Ring>,
+    row_bytes: usize,
+    reads: Reads,
+    /// Reads of expert parts that are under way, and why some failed.
+    pending: HashSet<Target>,
+    failed: Vec<(Target, String)>,
+    arrived: Vec<Arrival>,
+    grants: Vec<hypura_tier::Grant>,
+    recorder: Option<Recorder>,
+    compute: Duration,
+    matrices: u64,
+    groups: u64,
+    shared: Arc<Shared>,
+}
+
+impl Streamer {
+    pub(crate) fn new(
+        sources: Sources,
+        memory: Arc<StreamMemory>,
+        engine: Box<dyn io::ReadEngine>,
+        files: Vec<Arc<io::File>>,
+        recorder: Option<Recorder>,
+    ) -> Result<Streamer, String> {
+        let table = if sources.layers.is_empty() {
+            None
+        } else {
+            let spec = TableSpec {
+                n_experts: sources.n_experts,
+                pool_of_layer: sources.layers.iter().map(|l| l.pool).collect(),
+                slots_of_pool: sources.slots.clone(),
+                parts_of_layer: sources
+                    .layers
+                    .iter()
+                    .map(|l| l.parts.iter().fold(Parts::EMPTY, |all, p| all | bit(p.part)))
+                    .collect(),
+            };
+            Some(SlotTable::new(spec).map_err(|error| error.to_string())?)
+        };
+        let ring = (!sources.matrices.is_empty())
+            .then(|| memory.ring_shape(BLOCK))
+            .flatten()
+            .map(|(len, base)| Ring::new(sources.matrices.clone(), len, base));
+        let row_bytes = memory.row_shape().map_or(0, |(bytes, _)| bytes);
+        Ok(Streamer {
+            sources,
+            memory,
+            table,
+            ring,
+            row_bytes,
+            reads: Reads::new(engine, files),
+            pending: HashSet::new(),
+            failed: Vec::new(),
+            arrived: Vec::new(),
+            grants: Vec::new(),
+            recorder,
+            compute: Duration::ZERO,
+            matrices: 0,
+            groups: 0,
+            shared: Arc::default(),
+        })
+    }
+
+    /// Where its numbers can be read.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Waits for reads end when this flag is set.
+    pub(crate) fn set_abort_flag(&mut self, flag: Arc<AtomicBool>) {
+        self.reads.abort = Some(flag);
+    }
+
+    /// Books what has arrived.
+    fn book(&mut self) {
+        for Arrival { target, result } in self.arrived.drain(..) {
+            self.pending.remove(&target);
+            match (target, result) {
+                (target, Err(error)) => self.failed.push((target, error)),
+                (Target::Part { layer, expert, part }, Ok(())) => {
+                    if let Some(table) = &mut self.table {
+                        table.filled(UnitId { layer, expert }, bit(part));
+                    }
+                }
+                (Target::Matrix { serial }, Ok(())) => {
+                    if let Some(ring) = &mut self.ring {
+                        ring.arrived(serial);
+                    }
+                }
+                (Target::Row { .. }, Ok(())) => {}
+            }
+        }
+    }
+
+    /// After a failed read: waits for the others, gives up what was being filled, and says why.
+    fn check_failed(&mut self) -> Result<(), ResidencyError> {
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        self.reads.drain(&mut self.arrived);
+        self.book();
+        let mut reason = None;
+        for (target, error) in std::mem::take(&mut self.failed) {
+            if let (Target::Part { layer, expert, .. }, Some(table)) = (target, &mut self.table) {
+                table.abandon(UnitId { layer, expert });
+            }
+            reason.get_or_insert(error);
+        }
+        if let Some(ring) = &mut self.ring {
+            ring.clear_queue();
+        }
+        Err(ResidencyError::Read(reason.unwrap_or_default()))
+    }
+
+    /// Waits until none of the reads for which `wanted` holds is under way.
+    fn wait_for(&mut self, wanted: impl Fn(&Target) -> bool) -> Result<(), ResidencyError> {
+        let mut waited = false;
+        loop {
+            self.reads.poll(&mut self.arrived);
+            self.book();
+            self.check_failed()?;
+            if !self.pending.iter().any(&wanted) {
+                break;
+            }
+            waited = true;
+            self.reads.wait(&mut self.arrived)?;
+        }
+        // A file that was changed under us must not decide what is said next.
+        if waited { self.reads.check_files() } else { Ok(()) }
+    }
+
+    fn submit(&mut self, read: Read, target: Target) -> Result<(), ResidencyError> {
+        self.pending.insert(target);
+        self.reads.submit(read, target, &mut self.arrived)
+    }
+
+    /// Begins to read matrices ahead, as many as the ring has room for.
+    fn read_ahead(&mut self) -> Result<(), ResidencyError> {
+        loop {
+            let Some(ring) = &mut self.ring else { return Ok(()) };
+            let Some(entry) = ring.place_next() else { return Ok(()) };
+            let Some(source) = ring.source(entry.index) else { return Ok(()) };
+            let Some(buffer) = self.memory.lend_ring(entry.start, entry.span) else {
+                ring.undo_place();
+                return Ok(());
+            };
+            let read = Read {
+                file: source.file,
+                offset: source.offset,
+                len: source.bytes,
+                buffer,
+                buffer_offset: entry.head,
+                slack: io::Slack {
+                    head: entry.head,
+                    tail: entry.span - entry.head - source.bytes,
+                },
+                priority: io::Priority::ReadAhead,
+            };
+            self.submit(read, Target::Matrix { serial: entry.serial })?;
+        }
+    }
+
+    /// Forgets what was read ahead and goes on at `position` of the schedule.
+    fn restart_ring(&mut self, position: usize) {
+        self.reads.drain(&mut self.arrived);
+        self.book();
+        if let Some(ring) = &mut self.ring {
+            ring.clear_queue();
+            ring.resume_at(position);
+        }
+    }
+
+    fn publish(&self) {
+        let stats = StreamStats {
+            read_bytes: self.reads.bytes,
+            read_wait: self.reads.waited,
+            compute: self.compute,
+            tier: self.table.as_ref().map_or_else(TierStats::default, SlotTable::stats),
+            matrices: self.matrices,
+            passes: self.groups,
+        };
+        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+}
+
+impl Residency for Streamer {
+    fn begin(&mut self, matrices: &[u32]) -> Result<(), ResidencyError> {
+        self.reads.check_files()?;
+        self.reads.poll(&mut self.arrived);
+        self.book();
+        self.check_failed()?;
+        if let Some(table) = &mut self.table {
+            table.release_all();
+        }
+        let changed = self.ring.as_mut().is_some_and(|ring| {
+            ring.computed();
+            ring.set_schedule(matrices)
+        });
+        if changed {
+            self.restart_ring(0);
+        }
+        self.read_ahead()
+    }
+
+    fn routed(&mut self, layer: u32, routing: Routing<'_>) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record(layer, routing);
+        }
+        let Some(table) = &mut self.table else { return };
+        let mut experts = Vec::with_capacity(routing.n_used);
+        for token in routing.ids.chunks(routing.n_used.max(1)) {
+            experts.clear();
+            experts.extend(token.iter().map(|id| id.unsigned_abs()));
+            table.note_routing(layer, &experts);
+        }
+    }
+
+    fn capacity(&self, layer: u32) -> usize {
+        let pool = self.sources.layers.get(layer as usize).map(|l| l.pool as usize);
+        pool.and_then(|p| self.sources.slots.get(p)).map_or(0, |&slots| slots as usize)
+    }
+
+    fn is_resident(&self, layer: u32, expert: u32, parts: u8) -> bool {
+        let wanted = Parts::from_bits(parts);
+        self.table
+            .as_ref()
+            .and_then(|table| table.lookup(UnitId { layer, expert }))
+            .is_some_and(|(_, ready)| ready.contains(wanted))
+    }
+
+    fn experts(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        slots: &mut Vec<u32>,
+    ) -> Result<(), ResidencyError> {
+        let Some(table) = &mut self.table else {
+            return Err(ResidencyError::Internal("there is no slot table".into()));
+        };
+        self.grants.clear();
+        if parts.count_ones() == 1 {
+            self.groups += 1;
+        }
+        let parts = Parts::from_bits(parts);
+        if table.acquire(layer, experts, parts, &mut self.grants).is_err() {
+            // Slots that reads of an interrupted run still fill.
+            self.reads.drain(&mut self.arrived);
+            self.book();
+            self.check_failed()?;
+            let Some(table) = &mut self.table else { return Ok(()) };
+            table
+                .acquire(layer, experts, parts, &mut self.grants)
+                .map_err(|error| ResidencyError::Internal(error.to_string()))?;
+        }
+        slots.extend(self.grants.iter().map(|grant| grant.slot.0));
+        let Some(source) = self.sources.layers.get(layer as usize).cloned() else {
+            return Err(ResidencyError::Internal(format!("there is no expert layer {layer}")));
+        };
+        let grants = std::mem::take(&mut self.grants);
+        // All slices of the first parts (gate and up) go out before the last one (down), which is
+        // needed last: see PartSource's order.
+        for part in &source.parts {
+            for grant in &grants {
+                if !grant.fill.contains(bit(part.part)) {
+                    continue;
+                }
+                let slot = grant.slot.0;
+                let Some(buffer) = self.memory.lend_slot(source.pool, part.part, slot) else {
+                    return Err(ResidencyError::Internal(format!("slot {slot} is not free")));
+                };
+                let read = Read {
+                    file: part.file,
+                    offset: part.offset + u64::from(grant.expert) * part.slice_bytes as u64,
+                    len: part.slice_bytes,
+                    buffer,
+                    buffer_offset: 0,
+                    slack: io::Slack::NONE,
+                    priority: io::Priority::Demand,
+                };
+                let target = Target::Part { layer, expert: grant.expert, part: part.part };
+                self.submit(read, target)?;
+            }
+        }
+        self.grants = grants;
+        self.book();
+        self.check_failed()
+    }
+
+    fn is_pending(&mut self, layer: u32, parts: u8) -> bool {
+        self.reads.poll(&mut self.arrived);
+        self.book();
+        !self.failed.is_empty() || self.pending.iter().any(|t| is_part(t, layer, parts))
+    }
+
+    fn wait(&mut self, layer: u32, parts: u8) -> Result<(), ResidencyError> {
+        self.wait_for(|target| is_part(target, layer, parts))
+    }
+
+    fn matrix(&mut self, index: u32) -> Result<usize, ResidencyError> {
+        self.matrices += 1;
+        let mut restarted = false;
+        loop {
+            self.read_ahead()?;
+            let Some(ring) = &self.ring else {
+                return Err(ResidencyError::Internal("there is no ring".into()));
+            };
+            let Some(entry) = ring.front().filter(|entry| entry.index == index) else {
+                // After an interrupted micro-batch: go on where the computation is.
+                let position = ring.schedule().iter().position(|&i| i == index);
+                let Some(position) = position.filter(|_| !restarted) else {
+                    return Err(ResidencyError::Internal(format!("matrix {index} has no room")));
+                };
+                restarted = true;
+                self.restart_ring(position);
+                continue;
+            };
+            if entry.ready {
+                break;
+            }
+            self.wait_for(|t| *t == Target::Matrix { serial: entry.serial })?;
+        }
+        let offset = self.ring.as_mut().and_then(Ring::use_front);
+        offset.ok_or_else(|| ResidencyError::Internal(format!("matrix {index} is lost")))
+    }
+
+    fn rows(&mut self, rows: &[i32]) -> Result<(), ResidencyError> {
+        let Some(source) = self.sources.rows else {
+            return Err(ResidencyError::Internal("no table is streamed by rows".into()));
+        };
+        for (i, &row) in rows.iter().enumerate() {
+            let row = u64::from(row.unsigned_abs());
+            let buffer = self.memory.lend_row(i).filter(|_| row < source.n_rows);
+            let Some(buffer) = buffer else {
+                return Err(ResidencyError::Internal(format!("there is no row {row}")));
+            };
+            let read = Read {
+                file: source.file,
+                offset: source.offset + row * self.row_bytes as u64,
+                len: self.row_bytes,
+                buffer,
+                buffer_offset: 0,
+                slack: io::Slack::NONE,
+                priority: io::Priority::Demand,
+            };
+            self.submit(read, Target::Row { i })?;
+        }
+        self.wait_for(|target| matches!(target, Target::Row { .. }))
+    }
+
+    fn computed(&mut self) {
+        if let Some(table) = &mut self.table {
+            table.release_all();
+        }
+        if let Some(ring) = &mut self.ring {
+            ring.computed();
+        }
+        if let Err(error) = self.read_ahead() {
+            // The read is done again, and fails again, when its bytes are needed.
+            tracing::debug!("reading ahead: {error}");
+        }
+        self.publish();
+    }
+
+    fn compute_time(&mut self, elapsed: Duration) {
+        self.compute += elapsed;
+    }
+}
+
+/// The set of one part, by its number.
+fn bit(part: u8) -> Parts {
+    Parts::from_bits(1 << part)
+}
+
+fn is_part(target: &Target, of: u32, parts: u8) -> bool {
+    matches!(target, Target::Part { layer, part, .. } if *layer == of && parts & (1 << part) != 0)
+}

@@ -1,0 +1,57 @@
+//! llama.cpp's log, through `tracing`.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::Mutex;
+
+use llama_cpp_sys_2 as sys;
+
+/// The unfinished line (llama.cpp logs in pieces) and the newest error.
+struct State {
+    line: String,
+    level: sys::ggml_log_level,
+    last_error: Option<String>,
+}
+
+static STATE: Mutex<State> =
+    Mutex::new(State { line: String::new(), level: sys::GGML_LOG_LEVEL_INFO, last_error: None });
+
+/// A line longer than this is logged in pieces.
+const LINE_BYTES_MAX: usize = 16 * 1024;
+
+pub(crate) fn install() {
+    // SAFETY: the callback is a plain function and needs no user data.
+    unsafe { sys::llama_log_set(Some(on_log), std::ptr::null_mut()) };
+}
+
+/// Takes the newest error line that llama.cpp logged: it often says more than a null pointer.
+pub fn last_error() -> Option<String> {
+    STATE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).last_error.take()
+}
+
+unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
+    if text.is_null() {
+        return;
+    }
+    // SAFETY: llama.cpp passes a terminated string.
+    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+    let mut state = STATE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if level != sys::GGML_LOG_LEVEL_CONT {
+        state.level = level;
+    }
+    state.line.push_str(&text);
+    if state.line.ends_with('\n') || state.line.len() > LINE_BYTES_MAX {
+        let line = std::mem::take(&mut state.line);
+        let line = line.trim_end();
+        if line.is_empty() || line.chars().all(|c| c == '.') {
+            return;
+        }
+        match state.level {
+            sys::GGML_LOG_LEVEL_ERROR => {
+                state.last_error = Some(line.to_owned());
+                tracing::debug!(target: "llama.cpp", "error: {line}");
+            }
+            sys::GGML_LOG_LEVEL_WARN => tracing::debug!(target: "llama.cpp", "warning: {line}"),
+            _ => tracing::trace!(target: "llama.cpp", "{line}"),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! llama.cpp's own loader: no device, pool or virtual file of ours.
+//!
+//! This is full-resident mode, and the baseline that streaming is compared with.
+
+use std::path::Path;
+
+use llama_cpp_sys_2 as sys;
+
+use crate::model::{self, Layout, LoadError, Model, Progress, ProgressSlot};
+
+/// How the weights get into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Read into buffers.
+    Read,
+    /// Mapped: pages come and go as the system likes.
+    Mmap,
+}
+
+/// Loads a model (the first file of a split set) onto the CPU.
+///
+/// # Errors
+/// When llama.cpp refuses it, with its reason, or when `progress` asks to stop.
+pub fn load(
+    path: &Path,
+    source: Source,
+    layout: Layout,
+    progress: Progress<'_>,
+) -> Result<Model, LoadError> {
+    crate::init();
+    let path = model::c_path(path)?;
+    let mut slot = ProgressSlot { callback: progress, cancelled: false };
+    let mut no_devices: [sys::ggml_backend_dev_t; 1] = [std::ptr::null_mut()];
+    // SAFETY: all that the parameters point to outlives the call.
+    let model = unsafe {
+        let mut params = sys::llama_model_default_params();
+        params.devices = no_devices.as_mut_ptr();
+        params.n_gpu_layers = 0;
+        params.load_mode = match source {
+            Source::Read => sys::LLAMA_LOAD_MODE_NONE,
+            Source::Mmap => sys::LLAMA_LOAD_MODE_MMAP,
+        };
+        params.lazy_mode = sys::LLAMA_LAZY_MODE_OFF;
+        params.use_extra_bufts = layout == Layout::Fast;
+        params.check_tensors = false;
+        (params.progress_callback, params.progress_callback_user_data) =
+            model::progress_callback(&mut slot);
+        let ptr = sys::llama_model_load_from_file(path.as_ptr(), params);
+        Model::from_raw(ptr, None)
+    };
+    if slot.cancelled { Err(LoadError::Cancelled) } else { model }
+}

@@ -1,0 +1,398 @@
+//! Computing a graph whose weights are streamed.
+
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::time::Instant;
+
+use llama_cpp_sys_2 as sys;
+
+use super::device::{BackendContext, Stream};
+use super::{ResidencyError, Routing, StreamKind, graph, passes};
+use crate::abi::{self, Graph, Tensor};
+
+/// Why a graph was not computed to its end.
+pub(super) enum Stop {
+    Aborted,
+    Status(sys::ggml_status),
+    Residency(String),
+}
+
+impl From<ResidencyError> for Stop {
+    fn from(error: ResidencyError) -> Stop {
+        match error {
+            ResidencyError::Aborted => Stop::Aborted,
+            other => Stop::Residency(other.to_string()),
+        }
+    }
+}
+
+/// Buffers that are reused from one graph to the next.
+#[derive(Default)]
+pub(super) struct Scratch {
+    raw: Vec<u8>,
+    pub(super) ids: Vec<i32>,
+    needed: Vec<u32>,
+    slots: Vec<u32>,
+    /// Slot of each expert of the current layer.
+    slot_of: HashMap<u32, u32>,
+    remapped: Vec<i32>,
+    pub(super) pass: passes::PassScratch,
+}
+
+/// A node's sources before we changed them.
+struct Changed {
+    node: *mut Tensor,
+    src: [*mut Tensor; 10],
+}
+
+/// Puts the sources back, whatever happens: llama.cpp may use the graph again.
+struct Restore(Vec<Changed>);
+
+impl Restore {
+    unsafe fn note(&mut self, node: *mut Tensor) {
+        // SAFETY: a node of the graph that is being computed.
+        self.0.push(Changed { node, src: unsafe { (*node).src } });
+    }
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        for changed in self.0.iter().rev() {
+            // SAFETY: the graph outlives its computation.
+            unsafe { (*changed.node).src = changed.src };
+        }
+    }
+}
+
+/// Computes `graph` on the wrapped backend.
+///
+/// # Safety
+/// `graph` is a live graph of tensors with memory, as ggml's scheduler passes it.
+pub(super) unsafe fn graph(context: &BackendContext, graph: *mut Graph) -> Result<(), Stop> {
+    let mut guard = context.device.stream();
+    // SAFETY: the caller's promise.
+    let nodes = unsafe { graph::nodes(graph) };
+    let uses = unsafe { find_uses(context, nodes)? };
+    let Some(stream) = guard.as_mut() else {
+        if uses.is_empty() {
+            // SAFETY: as above.
+            return unsafe { delegate(context, graph, 0, nodes.len()) };
+        }
+        return Err(Stop::Residency("internal error: no memory for streamed weights".into()));
+    };
+    // SAFETY: as above; the walk changes only sources, and puts them back.
+    unsafe { Walk::new(context, stream, graph, nodes).run(&uses) }
+}
+
+/// A node that uses a streamed weight.
+struct Use {
+    node: usize,
+    kind: StreamKind,
+}
+
+/// # Safety
+/// The nodes are alive.
+unsafe fn find_uses(context: &BackendContext, nodes: &[*mut Tensor]) -> Result<Vec<Use>, Stop> {
+    let state = context.device.state();
+    let mut uses = Vec::new();
+    for (i, node) in nodes.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        let (op, src) = unsafe { ((**node).op, (**node).src) };
+        for (position, source) in src.iter().enumerate() {
+            if source.is_null() {
+                continue;
+            }
+            // SAFETY: sources of live nodes are alive.
+            let Some(weight) = state.weights.get(&(unsafe { graph::base(*source) } as usize))
+            else {
+                continue;
+            };
+            let direct = position == 0 && state.weights.contains_key(&(*source as usize));
+            let fits = match weight.kind {
+                StreamKind::Experts { .. } => op == sys::GGML_OP_MUL_MAT_ID,
+                StreamKind::Matrix { .. } => op == sys::GGML_OP_MUL_MAT,
+                StreamKind::Rows => op == sys::GGML_OP_GET_ROWS,
+            };
+            if !direct || !fits {
+                let text = format!("internal error: {} is used in a way that can't be streamed", weight.name);
+                return Err(Stop::Residency(text));
+            }
+            uses.push(Use { node: i, kind: weight.kind.clone() });
+        }
+    }
+    Ok(uses)
+}
+
+/// Computes nodes `from..to` on the wrapped backend and waits for them.
+///
+/// # Safety
+/// As [`graph`].
+unsafe fn delegate(
+    context: &BackendContext,
+    graph: *mut Graph,
+    from: usize,
+    to: usize,
+) -> Result<(), Stop> {
+    // SAFETY: the caller's promise; the range lies within the graph.
+    unsafe {
+        let nodes = graph::nodes(graph);
+        let work = nodes[from..to].iter().any(|node| !graph::is_view_op((**node).op));
+        if !work {
+            return Ok(());
+        }
+        let index = |i| c_int::try_from(i).unwrap_or(c_int::MAX);
+        let mut view = abi::ggml_graph_view(graph, index(from), index(to));
+        compute_and_wait(context, &raw mut view)
+    }
+}
+
+/// # Safety
+/// As [`graph`].
+pub(super) unsafe fn compute_and_wait(
+    context: &BackendContext,
+    graph: *mut Graph,
+) -> Result<(), Stop> {
+    // SAFETY: the caller's promise.
+    let status = unsafe {
+        let status = sys::ggml_backend_graph_compute(context.inner, graph.cast());
+        sys::ggml_backend_synchronize(context.inner);
+        status
+    };
+    match status {
+        sys::GGML_STATUS_SUCCESS => Ok(()),
+        sys::GGML_STATUS_ABORTED => Err(Stop::Aborted),
+        other => Err(Stop::Status(other)),
+    }
+}
+
+/// One walk through one graph.
+struct Walk<'a> {
+    context: &'a BackendContext,
+    stream: &'a mut Stream,
+    graph: *mut Graph,
+    nodes: &'a [*mut Tensor],
+    /// First node that is not computed yet.
+    start: usize,
+    restore: Restore,
+    layer: Option<Layer>,
+}
+
+/// The expert layer that the walk is in.
+struct Layer {
+    layer: u32,
+    ids: *mut Tensor,
+    n_used: usize,
+    n_tokens: usize,
+    /// Whether all needed experts have slots at once; else each matmul is done in passes.
+    fits: bool,
+    remapped: *mut Tensor,
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        context: &'a BackendContext,
+        stream: &'a mut Stream,
+        graph: *mut Graph,
+        nodes: &'a [*mut Tensor],
+    ) -> Walk<'a> {
+        Walk { context, stream, graph, nodes, start: 0, restore: Restore(Vec::new()), layer: None }
+    }
+
+    /// # Safety
+    /// As [`graph`].
+    unsafe fn run(mut self, uses: &[Use]) -> Result<(), Stop> {
+        let matrices: Vec<u32> = uses
+            .iter()
+            .filter_map(|u| match u.kind {
+                StreamKind::Matrix { index } => Some(index),
+                _ => None,
+            })
+            .collect();
+        self.stream.residency.begin(&matrices)?;
+        for usage in uses {
+            if self.context.device.aborted() {
+                return Err(Stop::Aborted);
+            }
+            let node = self.nodes[usage.node];
+            // SAFETY: the caller's promise.
+            unsafe {
+                match usage.kind {
+                    StreamKind::Experts { layer, part } => {
+                        self.experts(usage.node, node, layer, part)?;
+                    }
+                    StreamKind::Matrix { index } => self.matrix(usage.node, node, index)?,
+                    StreamKind::Rows => self.rows(usage.node, node)?,
+                }
+            }
+        }
+        // SAFETY: as above.
+        unsafe { self.compute_to(self.nodes.len())? };
+        self.stream.residency.computed();
+        Ok(())
+    }
+
+    /// Computes what comes before node `end`.
+    unsafe fn compute_to(&mut self, end: usize) -> Result<(), Stop> {
+        let from = self.start;
+        self.start = end;
+        let begin = Instant::now();
+        // SAFETY: as `run`.
+        unsafe { delegate(self.context, self.graph, from, end)? };
+        self.stream.residency.compute_time(begin.elapsed());
+        Ok(())
+    }
+
+    unsafe fn experts(
+        &mut self,
+        i: usize,
+        node: *mut Tensor,
+        layer: u32,
+        part: u8,
+    ) -> Result<(), Stop> {
+        // SAFETY: `node` is a MUL_MAT_ID: its third source are the ids.
+        unsafe {
+            let ids = (*node).src[2];
+            if self.layer.as_ref().is_none_or(|l| l.layer != layer || l.ids != ids) {
+                self.enter_layer(i, layer, ids)?;
+            }
+            let Some(state) = &self.layer else {
+                return Err(Stop::Residency("internal error: no layer".into()));
+            };
+            let Some(pool) = self.stream.memory.pool_tensor(layer, part) else {
+                return Err(Stop::Residency(format!("internal error: layer {layer} has no pool")));
+            };
+            if state.fits {
+                let remapped = state.remapped;
+                if self.stream.residency.is_pending(layer, 1 << part) {
+                    // What does not need these bytes is computed while they arrive.
+                    self.compute_to(i)?;
+                    self.stream.residency.wait(layer, 1 << part)?;
+                }
+                self.restore.note(node);
+                (*node).src[0] = pool;
+                (*node).src[2] = remapped;
+                return Ok(());
+            }
+            let (n_used, n_tokens) = (state.n_used, state.n_tokens);
+            self.compute_to(i)?;
+            let job = passes::Job { node, pool, layer, part, n_used, n_tokens };
+            let begin = Instant::now();
+            passes::run(self.context, self.stream, &job)?;
+            self.stream.residency.compute_time(begin.elapsed());
+            self.start = i + 1;
+            Ok(())
+        }
+    }
+
+    /// The router of a layer is known once everything before node `i` is computed: reads its
+    /// choice and asks for the experts.
+    unsafe fn enter_layer(
+        &mut self,
+        i: usize,
+        layer: u32,
+        ids: *mut Tensor,
+    ) -> Result<(), Stop> {
+        // SAFETY: as `run`; `ids` is alive and, after `compute_to`, computed.
+        unsafe {
+            self.compute_to(i)?;
+            self.stream.residency.computed();
+            let Stream { memory, residency, scratch } = &mut *self.stream;
+            read_i32(self.context, ids, scratch);
+            let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
+            scratch.needed.clear();
+            scratch.needed.extend(scratch.ids.iter().map(|&id| id.unsigned_abs()));
+            scratch.needed.sort_unstable();
+            scratch.needed.dedup();
+            residency.routed(layer, Routing { ids: &scratch.ids, n_used });
+            let fits = scratch.needed.len() <= residency.capacity(layer);
+            let mut remapped = std::ptr::null_mut();
+            if fits {
+                scratch.slots.clear();
+                let parts = memory.parts_of_layer(layer);
+                residency.experts(layer, &scratch.needed, parts, &mut scratch.slots)?;
+                scratch.slot_of.clear();
+                scratch
+                    .slot_of
+                    .extend(scratch.needed.iter().copied().zip(scratch.slots.iter().copied()));
+                scratch.remapped.clear();
+                for id in &scratch.ids {
+                    let slot = scratch.slot_of.get(&id.unsigned_abs()).copied().unwrap_or(0);
+                    scratch.remapped.push(i32::try_from(slot).unwrap_or(0));
+                }
+                remapped = memory
+                    .ids_tensor(layer, n_used, n_tokens)
+                    .ok_or_else(|| Stop::Residency("internal error: too many ids".into()))?;
+                passes::set(self.context, remapped, &scratch.remapped);
+            }
+            self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped });
+            Ok(())
+        }
+    }
+
+    unsafe fn matrix(&mut self, i: usize, node: *mut Tensor, index: u32) -> Result<(), Stop> {
+        // SAFETY: `node` is a MUL_MAT whose first source is the streamed matrix.
+        unsafe {
+            self.compute_to(i)?;
+            self.stream.residency.computed();
+            self.layer = None;
+            let offset = self.stream.residency.matrix(index)?;
+            let tensor = self.stream.memory.matrix_at(index, offset);
+            let Some(tensor) = tensor else {
+                return Err(Stop::Residency(format!("internal error: matrix {index} is no more")));
+            };
+            self.restore.note(node);
+            (*node).src[0] = tensor;
+            Ok(())
+        }
+    }
+
+    unsafe fn rows(&mut self, i: usize, node: *mut Tensor) -> Result<(), Stop> {
+        // SAFETY: `node` is a GET_ROWS: its second source are the row numbers.
+        unsafe {
+            self.compute_to(i)?;
+            let ids = (*node).src[1];
+            let Stream { memory, residency, scratch } = &mut *self.stream;
+            read_i32(self.context, ids, scratch);
+            let n = scratch.ids.len();
+            let Some(rows) = memory.rows().filter(|r| n <= r.n_rows) else {
+                return Err(Stop::Residency("internal error: too many rows".into()));
+            };
+            residency.rows(&scratch.ids)?;
+            scratch.remapped.clear();
+            scratch.remapped.extend((0..n).map(|i| i32::try_from(i).unwrap_or(0)));
+            let table = rows.ids;
+            (*table).ne = (*ids).ne;
+            (*table).nb[0] = 4;
+            for d in 1..4 {
+                (*table).nb[d] = (*table).nb[d - 1] * graph::dim(table, d - 1);
+            }
+            passes::set(self.context, table, &scratch.remapped);
+            self.restore.note(node);
+            (*node).src[0] = rows.tensor;
+            (*node).src[1] = table;
+            Ok(())
+        }
+    }
+}
+
+/// Reads a (possibly strided) table of at most two dimensions into `scratch.ids`.
+unsafe fn read_i32(context: &BackendContext, tensor: *mut Tensor, scratch: &mut Scratch) {
+    // SAFETY: the tensor is computed; through the wrapped backend, so that a GPU's stream order
+    // holds (an unsynchronized read is silent garbage there).
+    unsafe {
+        let bytes = sys::ggml_nbytes(tensor);
+        scratch.raw.resize(bytes, 0);
+        let raw = scratch.raw.as_mut_ptr().cast();
+        sys::ggml_backend_tensor_get_async(context.inner, tensor, raw, 0, bytes);
+        sys::ggml_backend_synchronize(context.inner);
+        scratch.ids.clear();
+        let nb = (*tensor).nb;
+        for row in 0..graph::dim(tensor, 1) {
+            for column in 0..graph::dim(tensor, 0) {
+                let at = row * nb[1] + column * nb[0];
+                let word = scratch.raw.get(at..at + 4).and_then(|w| <[u8; 4]>::try_from(w).ok());
+                scratch.ids.push(word.map_or(0, i32::from_ne_bytes));
+            }
+        }
+    }
+}

@@ -1,0 +1,629 @@
+//! The device, its buffer types and its backend, as ggml sees them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use llama_cpp_sys_2 as sys;
+
+use super::ledger::{self, Allocated};
+use super::memory::StreamMemory;
+use super::{Residency, StreamKind, StreamedTensor, compute, graph};
+use crate::abi::{
+    self, Backend, BackendI, BackendObject, Buffer, BufferI, BufferType, BufferTypeI, Buft, Dev,
+    DeviceI, DeviceObject, Graph, Reg, RegI, RegObject, Tensor,
+};
+use crate::context::DecodeError;
+use crate::threads::Threadpool;
+
+/// A ggml device that wraps another and streams weights to it.
+///
+/// Its address is known to C: it lives in an `Arc` that models and backends hold.
+pub struct TieredDevice {
+    device: DeviceObject,
+    reg: RegObject,
+    /// Buffers of this type hold streamed tensors: addresses without memory.
+    streamed: BufferType,
+    /// The wrapped device's default type, with a ledger.
+    resident: BufferType,
+    pub(super) inner: Dev,
+    /// While loading, streamed buffers claim to be host memory: llama.cpp would otherwise build a
+    /// staging copy of each tensor.
+    loading: AtomicBool,
+    state: Mutex<State>,
+    stream: Mutex<Option<Stream>>,
+    error: Mutex<Option<DecodeError>>,
+    abort: Mutex<Option<Arc<AtomicBool>>>,
+}
+
+/// What is known of the streamed weights.
+#[derive(Default)]
+pub(super) struct State {
+    expected: HashMap<String, StreamKind>,
+    pub(super) weights: HashMap<usize, Weight>,
+    misused: BTreeSet<String>,
+    threads: Option<Arc<Threadpool>>,
+}
+
+/// A streamed tensor that llama.cpp has created.
+#[derive(Clone)]
+pub(super) struct Weight {
+    pub(super) kind: StreamKind,
+    pub(super) name: String,
+}
+
+/// Where streamed bytes go and who brings them.
+pub(super) struct Stream {
+    pub(super) memory: Arc<StreamMemory>,
+    pub(super) residency: Box<dyn Residency>,
+    pub(super) scratch: compute::Scratch,
+}
+
+/// The context of a backend object: one per llama.cpp context.
+pub(super) struct BackendContext {
+    pub(super) device: Arc<TieredDevice>,
+    pub(super) inner: Backend,
+    /// Threads of the wrapped backend, freed after it.
+    _threads: Option<Arc<Threadpool>>,
+}
+
+// SAFETY: the C structures inside are written once, before anybody shares the device; all that
+// changes later is behind mutexes and atomics.
+unsafe impl Send for TieredDevice {}
+// SAFETY: as above.
+unsafe impl Sync for TieredDevice {}
+
+impl TieredDevice {
+    /// Wraps ggml's CPU device.
+    ///
+    /// # Errors
+    /// When the linked library is not the one that the mirrors in `abi` were written for.
+    pub(super) fn new(tensors: &[StreamedTensor]) -> Result<Arc<TieredDevice>, String> {
+        crate::init();
+        abi::verify()?;
+        // SAFETY: the CPU device always exists.
+        let inner =
+            unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
+        let Some(inner) = NonNull::new(inner) else { return Err("no CPU device".into()) };
+        let expected = tensors.iter().map(|t| (t.name.clone(), t.kind.clone())).collect();
+        let device = Arc::new_cyclic(|weak: &std::sync::Weak<TieredDevice>| {
+            let this = weak.as_ptr().cast_mut();
+            // SAFETY: only addresses of fields are taken; the object is not there yet.
+            let (dev, reg) = unsafe { (&raw mut (*this).device, &raw mut (*this).reg) };
+            let context = this.cast::<c_void>();
+            TieredDevice {
+                device: DeviceObject { iface: DEVICE, reg: reg.cast(), context },
+                reg: RegObject { api_version: abi::API_VERSION, iface: REG, context },
+                streamed: BufferType { iface: STREAMED, device: dev.cast(), context },
+                resident: BufferType { iface: RESIDENT, device: dev.cast(), context },
+                inner: inner.as_ptr(),
+                loading: AtomicBool::new(true),
+                state: Mutex::new(State { expected, ..State::default() }),
+                stream: Mutex::new(None),
+                error: Mutex::new(None),
+                abort: Mutex::new(None),
+            }
+        });
+        Ok(device)
+    }
+
+    pub(super) fn dev(&self) -> Dev {
+        (&raw const self.device).cast_mut().cast()
+    }
+
+    pub(super) fn streamed_type(&self) -> Buft {
+        (&raw const self.streamed).cast_mut().cast()
+    }
+
+    pub(super) fn finish_loading(&self) {
+        self.loading.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stream(&self) -> MutexGuard<'_, Option<Stream>> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_error(&self, error: DecodeError) {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    pub(crate) fn take_error(&self) -> Option<DecodeError> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn attach_threads(&self, threads: &Arc<Threadpool>) {
+        self.state().threads = Some(Arc::clone(threads));
+    }
+
+    pub(crate) fn set_abort_flag(&self, flag: &Arc<AtomicBool>) {
+        *self.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(flag));
+    }
+
+    /// Whether the computation has been asked to stop.
+    pub(super) fn aborted(&self) -> bool {
+        let flag = self.abort.lock().unwrap_or_else(PoisonError::into_inner);
+        flag.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    /// How many of the expected streamed tensors llama.cpp has created.
+    pub(super) fn n_created(&self) -> usize {
+        self.state().weights.len()
+    }
+
+    /// Streamed tensors that llama.cpp uses in operations that can't stream. Known once a context
+    /// has been made; a model with any must be loaded anew with them resident.
+    pub fn misused(&self) -> Vec<String> {
+        self.state().misused.iter().cloned().collect()
+    }
+
+    /// What llama.cpp has allocated from the wrapped device, now.
+    pub fn allocated(&self) -> Allocated {
+        ledger::allocated(std::ptr::from_ref(self) as usize)
+    }
+
+    /// Gives the device the memory for streamed weights and the one who fills it. Until then,
+    /// computing fails.
+    pub fn attach(&self, memory: Arc<StreamMemory>, residency: Box<dyn Residency>) {
+        let scratch = compute::Scratch::default();
+        *self.stream() = Some(Stream { memory, residency, scratch });
+    }
+
+    /// Takes memory and residency away again.
+    pub fn detach(&self) -> Option<Box<dyn Residency>> {
+        self.stream().take().map(|stream| stream.residency)
+    }
+
+    /// Runs `f` on the residency, between computations.
+    pub fn with_residency<R>(&self, f: impl FnOnce(&mut dyn Residency) -> R) -> Option<R> {
+        self.stream().as_mut().map(|stream| f(stream.residency.as_mut()))
+    }
+
+    /// A streamed tensor's kind, when `op` uses it as something that can be streamed; notes it as
+    /// misused when `op` uses it in another way.
+    fn check_use(&self, op: *const Tensor) {
+        // SAFETY: ggml asks about live tensors.
+        unsafe {
+            for (i, src) in (&(*op).src).iter().enumerate() {
+                if src.is_null() {
+                    continue;
+                }
+                let owner = graph::base(*src);
+                let mut state = self.state();
+                let Some(weight) = state.weights.get(&(owner as usize)).cloned() else { continue };
+                let fits = i == 0
+                    && owner == src.cast_const()
+                    && match weight.kind {
+                        StreamKind::Experts { .. } => (*op).op == sys::GGML_OP_MUL_MAT_ID,
+                        StreamKind::Matrix { .. } => (*op).op == sys::GGML_OP_MUL_MAT,
+                        StreamKind::Rows => (*op).op == sys::GGML_OP_GET_ROWS,
+                    };
+                if !fits {
+                    state.misused.insert(weight.name);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `context` is the context of one of our C objects.
+unsafe fn this<'a>(context: *mut c_void) -> &'a TieredDevice {
+    // SAFETY: it is the address of a device that models and backends keep alive.
+    unsafe { &*context.cast::<TieredDevice>() }
+}
+
+unsafe fn of_dev<'a>(dev: Dev) -> &'a TieredDevice {
+    // SAFETY: ggml calls with the device that the table came with.
+    unsafe { this((*dev.cast::<DeviceObject>()).context) }
+}
+
+unsafe fn of_buft<'a>(buft: Buft) -> &'a TieredDevice {
+    // SAFETY: as above.
+    unsafe { this((*buft.cast::<BufferType>()).context) }
+}
+
+pub(super) unsafe fn of_backend<'a>(backend: Backend) -> &'a BackendContext {
+    // SAFETY: as above; the context was made in `init_backend`.
+    unsafe { &*(*backend.cast::<BackendObject>()).context.cast::<BackendContext>() }
+}
+
+// ---- device ----
+
+const DEVICE: DeviceI = DeviceI {
+    get_name: Some(device_name),
+    get_description: Some(device_description),
+    get_memory: Some(device_memory),
+    get_type: Some(device_type),
+    get_props: Some(device_props),
+    init_backend: Some(init_backend),
+    get_buffer_type: Some(device_buffer_type),
+    get_host_buffer_type: Some(device_host_buffer_type),
+    buffer_from_host_ptr: None,
+    supports_op: Some(supports_op),
+    supports_buft: Some(supports_buft),
+    offload_op: None,
+    event_new: None,
+    event_free: None,
+    event_synchronize: None,
+};
+
+unsafe extern "C" fn device_name(_: Dev) -> *const c_char {
+    c"TIERED".as_ptr()
+}
+
+unsafe extern "C" fn device_description(_: Dev) -> *const c_char {
+    c"streams weights to the device it wraps".as_ptr()
+}
+
+unsafe extern "C" fn device_memory(dev: Dev, free: *mut usize, total: *mut usize) {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_dev_memory(of_dev(dev).inner, free, total) };
+}
+
+unsafe extern "C" fn device_type(_: Dev) -> sys::ggml_backend_dev_type {
+    // llama.cpp gives whole layers to GPUs only.
+    sys::GGML_BACKEND_DEVICE_TYPE_GPU
+}
+
+unsafe extern "C" fn device_props(dev: Dev, props: *mut sys::ggml_backend_dev_props) {
+    // SAFETY: forwarded, then changed where we differ.
+    unsafe {
+        sys::ggml_backend_dev_get_props(of_dev(dev).inner, props);
+        (*props).name = device_name(dev);
+        (*props).description = device_description(dev);
+        (*props).type_ = device_type(dev);
+        (*props).caps.buffer_from_host_ptr = false;
+        (*props).caps.async_ = false;
+        (*props).caps.events = false;
+        (*props).caps.host_buffer = false;
+    }
+}
+
+unsafe extern "C" fn device_buffer_type(dev: Dev) -> Buft {
+    // SAFETY: the type lives in the device.
+    (unsafe { &raw const of_dev(dev).resident }).cast_mut().cast()
+}
+
+unsafe extern "C" fn device_host_buffer_type(dev: Dev) -> Buft {
+    // SAFETY: forwarded; null for the CPU.
+    unsafe { sys::ggml_backend_dev_host_buffer_type(of_dev(dev).inner) }
+}
+
+unsafe extern "C" fn supports_op(dev: Dev, op: *const Tensor) -> bool {
+    // SAFETY: forwarded; ggml asks about live tensors.
+    unsafe {
+        let device = of_dev(dev);
+        device.check_use(op);
+        sys::ggml_backend_dev_supports_op(device.inner, op)
+    }
+}
+
+unsafe extern "C" fn supports_buft(dev: Dev, buft: Buft) -> bool {
+    // SAFETY: forwarded.
+    unsafe {
+        let device = of_dev(dev);
+        buft == device.streamed_type()
+            || buft == device_buffer_type(dev)
+            || sys::ggml_backend_dev_supports_buft(device.inner, buft)
+    }
+}
+
+// ---- registry: llama.cpp asks it for functions by name ----
+
+const REG: RegI = RegI {
+    get_name: Some(reg_name),
+    get_device_count: Some(reg_count),
+    get_device: Some(reg_device),
+    get_proc_address: Some(reg_proc),
+};
+
+unsafe extern "C" fn reg_name(_: Reg) -> *const c_char {
+    c"TIERED".as_ptr()
+}
+
+unsafe extern "C" fn reg_count(_: Reg) -> usize {
+    1
+}
+
+unsafe extern "C" fn reg_device(reg: Reg, _: usize) -> Dev {
+    // SAFETY: the registry lives in the device.
+    unsafe { this((*reg.cast::<RegObject>()).context) }.dev()
+}
+
+unsafe extern "C" fn reg_proc(_: Reg, name: *const c_char) -> *mut c_void {
+    // SAFETY: ggml passes a terminated string.
+    match unsafe { CStr::from_ptr(name) }.to_bytes() {
+        b"ggml_backend_set_n_threads" => set_n_threads as *mut c_void,
+        b"ggml_backend_set_abort_callback" => set_abort_callback as *mut c_void,
+        _ => null_mut(),
+    }
+}
+
+unsafe extern "C" fn set_n_threads(backend: Backend, n_threads: c_int) {
+    // SAFETY: the wrapped device is the CPU.
+    unsafe { sys::ggml_backend_cpu_set_n_threads(of_backend(backend).inner, n_threads) };
+}
+
+unsafe extern "C" fn set_abort_callback(
+    backend: Backend,
+    callback: sys::ggml_abort_callback,
+    data: *mut c_void,
+) {
+    // SAFETY: as above; llama.cpp keeps `data` alive.
+    unsafe { sys::ggml_backend_cpu_set_abort_callback(of_backend(backend).inner, callback, data) };
+}
+
+// ---- backend ----
+
+const BACKEND: BackendI = BackendI {
+    get_name: Some(backend_name),
+    free: Some(backend_free),
+    set_tensor_async: None,
+    get_tensor_async: None,
+    set_tensor_2d_async: None,
+    get_tensor_2d_async: None,
+    cpy_tensor_async: None,
+    synchronize: Some(backend_synchronize),
+    graph_plan_create: None,
+    graph_plan_free: None,
+    graph_plan_update: None,
+    graph_plan_compute: None,
+    graph_compute: Some(graph_compute),
+    event_record: None,
+    event_wait: None,
+    graph_optimize: None,
+};
+
+static mut GUID: [u8; 16] = *b"hypura-tiered-01";
+
+unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
+    // SAFETY: the device is held by an `Arc` somewhere (a model that is being given a context), so
+    // its count may be raised.
+    unsafe {
+        let device = of_dev(dev);
+        let inner = sys::ggml_backend_dev_init(device.inner, params);
+        if inner.is_null() {
+            return null_mut();
+        }
+        let threads = device.state().threads.clone();
+        if let Some(threads) = &threads {
+            sys::ggml_backend_cpu_set_n_threads(inner, threads.n_threads());
+            sys::ggml_backend_cpu_set_threadpool(inner, threads.as_ptr());
+        }
+        Arc::increment_strong_count(std::ptr::from_ref(device));
+        let device = Arc::from_raw(std::ptr::from_ref(device));
+        let context = Box::new(BackendContext { device, inner, _threads: threads });
+        Box::into_raw(Box::new(BackendObject {
+            guid: &raw mut GUID,
+            iface: BACKEND,
+            device: dev,
+            context: Box::into_raw(context).cast(),
+        }))
+        .cast()
+    }
+}
+
+unsafe extern "C" fn backend_name(_: Backend) -> *const c_char {
+    c"TIERED".as_ptr()
+}
+
+unsafe extern "C" fn backend_free(backend: Backend) {
+    // SAFETY: both boxes were made in `init_backend`; ggml frees a backend once.
+    unsafe {
+        let object = Box::from_raw(backend.cast::<BackendObject>());
+        let context = Box::from_raw(object.context.cast::<BackendContext>());
+        sys::ggml_backend_free(context.inner);
+    }
+}
+
+unsafe extern "C" fn backend_synchronize(backend: Backend) {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_synchronize(of_backend(backend).inner) };
+}
+
+unsafe extern "C" fn graph_compute(backend: Backend, graph: *mut Graph) -> sys::ggml_status {
+    // SAFETY: ggml passes a live graph whose tensors are allocated.
+    let context = unsafe { of_backend(backend) };
+    let compute = AssertUnwindSafe(|| unsafe { compute::graph(context, graph) });
+    match catch_unwind(compute) {
+        Ok(Ok(())) => sys::GGML_STATUS_SUCCESS,
+        Ok(Err(compute::Stop::Aborted)) => sys::GGML_STATUS_ABORTED,
+        Ok(Err(compute::Stop::Status(status))) => status,
+        Ok(Err(compute::Stop::Residency(reason))) => {
+            context.device.set_error(DecodeError::Residency(reason));
+            sys::GGML_STATUS_FAILED
+        }
+        Err(_) => {
+            let reason = "internal error: the tiered backend panicked".to_owned();
+            context.device.set_error(DecodeError::Residency(reason));
+            sys::GGML_STATUS_FAILED
+        }
+    }
+}
+
+// ---- buffers of streamed tensors: addresses without memory ----
+
+const STREAMED: BufferTypeI = BufferTypeI {
+    get_name: Some(streamed_name),
+    alloc_buffer: Some(streamed_alloc),
+    alloc_buffer_n: None,
+    get_alignment: Some(streamed_alignment),
+    get_max_size: None,
+    get_alloc_size: None,
+    get_alloc_size_n: None,
+    is_host: Some(streamed_is_host),
+};
+
+const STREAMED_BUFFER: BufferI = BufferI {
+    free_buffer: Some(streamed_free),
+    get_base: Some(streamed_base),
+    init_tensor: Some(streamed_init_tensor),
+    memset_tensor: None,
+    set_tensor: Some(streamed_set_tensor),
+    get_tensor: Some(streamed_get_tensor),
+    set_tensor_2d: None,
+    get_tensor_2d: None,
+    cpy_tensor: None,
+    clear: Some(streamed_clear),
+    reset: None,
+};
+
+/// What the context of a streamed buffer points to.
+struct Addresses {
+    base: *mut c_void,
+    bytes: usize,
+}
+
+unsafe extern "C" fn streamed_name(_: Buft) -> *const c_char {
+    c"STREAMED".as_ptr()
+}
+
+unsafe extern "C" fn streamed_alignment(_: Buft) -> usize {
+    4096
+}
+
+unsafe extern "C" fn streamed_is_host(buft: Buft) -> bool {
+    // SAFETY: ours.
+    unsafe { of_buft(buft) }.loading.load(Ordering::Relaxed)
+}
+
+unsafe extern "C" fn streamed_alloc(buft: Buft, bytes: usize) -> Buffer {
+    let bytes = bytes.max(4096);
+    // SAFETY: reserves addresses only; nothing may be read or written there.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+        let base = libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0);
+        if base == libc::MAP_FAILED {
+            return null_mut();
+        }
+        let context = Box::into_raw(Box::new(Addresses { base, bytes }));
+        abi::ggml_backend_buffer_init(buft, STREAMED_BUFFER, context.cast(), bytes)
+    }
+}
+
+unsafe fn addresses<'a>(buffer: Buffer) -> &'a Addresses {
+    // SAFETY: made in `streamed_alloc`.
+    unsafe { &*(*buffer.cast::<abi::BufferObject>()).context.cast::<Addresses>() }
+}
+
+unsafe extern "C" fn streamed_free(buffer: Buffer) {
+    // SAFETY: made in `streamed_alloc`, freed once.
+    unsafe {
+        let context = (*buffer.cast::<abi::BufferObject>()).context.cast::<Addresses>();
+        let addresses = Box::from_raw(context);
+        libc::munmap(addresses.base, addresses.bytes);
+    }
+}
+
+unsafe extern "C" fn streamed_base(buffer: Buffer) -> *mut c_void {
+    // SAFETY: as above.
+    unsafe { addresses(buffer) }.base
+}
+
+unsafe extern "C" fn streamed_init_tensor(buffer: Buffer, tensor: *mut Tensor) -> sys::ggml_status {
+    // SAFETY: ggml passes a live tensor that was placed in this buffer.
+    unsafe {
+        if !(*tensor).view_src.is_null() {
+            return sys::GGML_STATUS_SUCCESS;
+        }
+        let device = of_buft((*buffer.cast::<abi::BufferObject>()).buft);
+        let name = graph::name(tensor);
+        let mut state = device.state();
+        match state.expected.get(&name).cloned() {
+            Some(kind) => {
+                state.weights.insert(tensor as usize, Weight { kind, name });
+                sys::GGML_STATUS_SUCCESS
+            }
+            None => sys::GGML_STATUS_FAILED,
+        }
+    }
+}
+
+unsafe extern "C" fn streamed_set_tensor(
+    _: Buffer,
+    _: *mut Tensor,
+    _: *const c_void,
+    _: usize,
+    _: usize,
+) {
+    // Nothing: the bytes are read when they are needed.
+}
+
+unsafe extern "C" fn streamed_get_tensor(
+    _: Buffer,
+    tensor: *const Tensor,
+    data: *mut c_void,
+    _: usize,
+    size: usize,
+) {
+    // SAFETY: ggml passes a live tensor and room for `size` bytes.
+    unsafe {
+        tracing::error!("llama.cpp reads the streamed tensor {} directly", graph::name(tensor));
+        std::ptr::write_bytes(data.cast::<u8>(), 0xff, size);
+    }
+}
+
+unsafe extern "C" fn streamed_clear(_: Buffer, _: u8) {}
+
+// ---- the wrapped device's default buffers, with a ledger ----
+
+const RESIDENT: BufferTypeI = BufferTypeI {
+    get_name: Some(resident_name),
+    alloc_buffer: Some(resident_alloc),
+    alloc_buffer_n: None,
+    get_alignment: Some(resident_alignment),
+    get_max_size: Some(resident_max_size),
+    get_alloc_size: Some(resident_alloc_size),
+    get_alloc_size_n: None,
+    is_host: Some(resident_is_host),
+};
+
+unsafe fn wrapped_type(buft: Buft) -> Buft {
+    // SAFETY: ours.
+    ledger::default_type(unsafe { of_buft(buft) }.inner)
+}
+
+unsafe extern "C" fn resident_name(buft: Buft) -> *const c_char {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_buft_name(wrapped_type(buft)) }
+}
+
+unsafe extern "C" fn resident_alloc(buft: Buft, bytes: usize) -> Buffer {
+    // SAFETY: forwarded; the new buffer is noted.
+    unsafe {
+        let buffer = sys::ggml_backend_buft_alloc_buffer(wrapped_type(buft), bytes);
+        if !buffer.is_null() {
+            let device = of_buft(buft);
+            let loading = device.loading.load(Ordering::Relaxed);
+            ledger::note(std::ptr::from_ref(device) as usize, buffer, loading);
+        }
+        buffer
+    }
+}
+
+unsafe extern "C" fn resident_alignment(buft: Buft) -> usize {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_buft_get_alignment(wrapped_type(buft)) }
+}
+
+unsafe extern "C" fn resident_max_size(buft: Buft) -> usize {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_buft_get_max_size(wrapped_type(buft)) }
+}
+
+unsafe extern "C" fn resident_alloc_size(buft: Buft, tensor: *const Tensor) -> usize {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_buft_get_alloc_size(wrapped_type(buft), tensor) }
+}
+
+unsafe extern "C" fn resident_is_host(buft: Buft) -> bool {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_buft_is_host(wrapped_type(buft)) }
+}

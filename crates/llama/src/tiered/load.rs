@@ -1,0 +1,198 @@
+//! Loading a model onto the tiered device.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::sync::Arc;
+
+use hypura_gguf as gguf;
+use hypura_io as io;
+use llama_cpp_sys_2 as sys;
+
+use super::StreamedTensor;
+use super::device::TieredDevice;
+use crate::cookie::Stream;
+use crate::model::{self, Layout, LoadError, Model, Progress, ProgressSlot};
+use crate::virtual_gguf::{ServeCounts, VirtualGguf};
+
+/// What to load, and how.
+pub struct TieredParams<'a> {
+    /// The model's description.
+    pub model: &'a gguf::Model,
+    /// Its files, in the order of [`gguf::Model::files`].
+    pub files: Vec<Arc<io::File>>,
+    /// Reads the resident tensors.
+    pub reader: Box<dyn io::ReadEngine>,
+    /// The tensors that are not to be loaded.
+    pub streamed: &'a [StreamedTensor],
+    /// The layout of resident weights.
+    pub layout: Layout,
+    /// Told how far it is; answers whether to go on.
+    pub progress: Progress<'a>,
+}
+
+/// What loading did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadStats {
+    /// Bytes of resident tensors that were read.
+    pub resident_bytes_read: u64,
+    /// Bytes of streamed tensors that were read: 0, or the trick has failed.
+    pub streamed_bytes_read: u64,
+    /// Streamed tensors that were skipped.
+    pub streamed_tensors: usize,
+}
+
+/// Loads the resident tensors of a model; the streamed ones get addresses and no memory.
+///
+/// # Errors
+/// When llama.cpp refuses the model, a read fails, or the loader's assumptions about llama.cpp's
+/// internals do not hold.
+pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
+    let device = TieredDevice::new(params.streamed).map_err(LoadError::Abi)?;
+    let skip: std::collections::HashSet<&str> =
+        params.streamed.iter().map(|t| t.name.as_str()).collect();
+    let (file, counts) =
+        VirtualGguf::new(params.model, params.files, params.reader, |name| skip.contains(name))?;
+    let mut stream = Stream::open(Box::new(file))?;
+
+    let patterns = patterns(params.streamed.iter().map(|t| t.name.as_str()));
+    let patterns: Vec<CString> =
+        patterns.into_iter().filter_map(|pattern| CString::new(pattern).ok()).collect();
+    let mut overrides: Vec<sys::llama_model_tensor_buft_override> = patterns
+        .iter()
+        .map(|p| sys::llama_model_tensor_buft_override {
+            pattern: p.as_ptr(),
+            buft: device.streamed_type(),
+        })
+        .collect();
+    if params.layout == Layout::Fast {
+        // llama.cpp considers repacking only for tensors that are overridden to the CPU's type.
+        overrides.push(sys::llama_model_tensor_buft_override {
+            pattern: c".*".as_ptr(),
+            // SAFETY: a static object.
+            buft: unsafe { sys::ggml_backend_cpu_buffer_type() },
+        });
+    }
+    overrides.push(sys::llama_model_tensor_buft_override {
+        pattern: std::ptr::null(),
+        buft: std::ptr::null_mut(),
+    });
+
+    let mut slot = ProgressSlot { callback: params.progress, cancelled: false };
+    let mut devices = [device.dev(), std::ptr::null_mut()];
+    // SAFETY: all that the parameters point to outlives the call; the device is kept by the model.
+    let model = unsafe {
+        let mut p = sys::llama_model_default_params();
+        p.devices = devices.as_mut_ptr();
+        p.n_gpu_layers = i32::MAX / 2;
+        p.tensor_buft_overrides = overrides.as_ptr();
+        p.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+        p.lazy_mode = sys::LLAMA_LAZY_MODE_OFF;
+        p.use_extra_bufts = params.layout == Layout::Fast;
+        p.check_tensors = false;
+        (p.progress_callback, p.progress_callback_user_data) = model::progress_callback(&mut slot);
+        let ptr = sys::llama_model_load_from_file_ptr(stream.as_ptr().cast(), p);
+        Model::from_raw(ptr, Some(Arc::clone(&device)))
+    };
+    if let Some(error) = stream.take_error() {
+        return Err(LoadError::Io(error));
+    }
+    if slot.cancelled {
+        return Err(LoadError::Cancelled);
+    }
+    let model = model?;
+    device.finish_loading();
+    let stats = check(&device, params.streamed.len(), &counts)?;
+    Ok((model, stats))
+}
+
+/// The loading rests on how llama.cpp reads: asserted here, each time.
+fn check(
+    device: &TieredDevice,
+    n_streamed: usize,
+    counts: &Arc<ServeCounts>,
+) -> Result<LoadStats, LoadError> {
+    let served = counts.get();
+    if device.n_created() != n_streamed {
+        return Err(LoadError::Internal(format!(
+            "internal error: llama.cpp created {} of {n_streamed} streamed tensors; \
+             run with --memory large enough for the whole model",
+            device.n_created()
+        )));
+    }
+    if served.streamed_bytes > 0 {
+        tracing::warn!(
+            bytes = served.streamed_bytes,
+            "streamed tensors were read while loading: loading is slower than it should be"
+        );
+    }
+    Ok(LoadStats {
+        resident_bytes_read: served.resident_bytes,
+        streamed_bytes_read: served.streamed_bytes,
+        streamed_tensors: n_streamed,
+    })
+}
+
+/// Anchored regular expressions that match exactly these tensor names.
+///
+/// llama.cpp compiles each pattern anew for each tensor, so few patterns are better than many:
+/// names `blk.N.SUFFIX` are gathered by suffix.
+fn patterns<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut by_suffix: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut single = Vec::new();
+    for name in names {
+        let parts = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+        match parts {
+            Some((layer, suffix)) if layer.bytes().all(|b| b.is_ascii_digit()) => {
+                by_suffix.entry(suffix).or_default().push(layer);
+            }
+            _ => single.push(name),
+        }
+    }
+    let mut by_layers: BTreeMap<Vec<&str>, Vec<&str>> = BTreeMap::new();
+    for (suffix, layers) in by_suffix {
+        by_layers.entry(layers).or_default().push(suffix);
+    }
+    let any = |names: &[&str]| names.iter().map(|n| escape(n)).collect::<Vec<_>>().join("|");
+    let mut patterns: Vec<String> = by_layers
+        .iter()
+        .map(|(layers, suffixes)| format!(r"^blk\.({})\.({})$", layers.join("|"), any(suffixes)))
+        .collect();
+    if !single.is_empty() {
+        patterns.push(format!("^({})$", any(&single)));
+    }
+    patterns
+}
+
+fn escape(name: &str) -> String {
+    let mut out = String::with_capacity(name.len() + 8);
+    for c in name.chars() {
+        if !c.is_ascii_alphanumeric() && c != '_' {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::patterns;
+
+    #[test]
+    fn patterns_gather_layers() {
+        let names = [
+            "blk.0.ffn_up_exps.weight",
+            "blk.0.ffn_down_exps.weight",
+            "blk.1.ffn_up_exps.weight",
+            "blk.1.ffn_down_exps.weight",
+            "blk.2.ffn_up.weight",
+            "token_embd.weight",
+        ];
+        let expected = [
+            r"^blk\.(0|1)\.(ffn_down_exps\.weight|ffn_up_exps\.weight)$",
+            r"^blk\.(2)\.(ffn_up\.weight)$",
+            r"^(token_embd\.weight)$",
+        ];
+        assert_eq!(patterns(names.into_iter()), expected);
+    }
+}

@@ -1,0 +1,410 @@
+//! The memory that streamed weights pass through: slot pools, the ring, and small tables.
+//!
+//! All of it is allocated from the wrapped device, so that its kernels read it where it lies.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hypura_io::Buffer;
+use llama_cpp_sys_2 as sys;
+
+use super::device::TieredDevice;
+use super::{PartIndex, StreamKind, graph};
+use crate::abi::{Buffer as GgmlBuffer, Tensor};
+
+/// What is to be allocated.
+#[derive(Debug, Clone, Default)]
+pub struct PoolSpec {
+    /// Slots of each pool. A slot holds one expert.
+    pub slots: Vec<u32>,
+    /// The pool of each expert layer.
+    pub pool_of_layer: Vec<u32>,
+    /// Bytes of the ring that whole matrices are streamed through.
+    pub ring_bytes: usize,
+    /// Tokens of the largest micro-batch.
+    pub n_ubatch: usize,
+    /// The most experts per token.
+    pub n_used_max: usize,
+}
+
+/// One part of the slots of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotPart {
+    /// Which part of the expert.
+    pub part: PartIndex,
+    /// Its bytes.
+    pub bytes: usize,
+}
+
+/// A span of memory that the host can write.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HostSpan {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+/// Pools, ring and tables, allocated.
+pub struct StreamMemory {
+    ctx: NonNull<sys::ggml_context>,
+    buffers: Vec<GgmlBuffer>,
+    pools: Vec<Pool>,
+    pool_of_layer: Vec<u32>,
+    ring: Option<HostSpan>,
+    ring_buffer: GgmlBuffer,
+    /// Stand-ins for streamed matrices, by the matrix's index; their data is set at each use.
+    matrices: HashMap<u32, *mut Tensor>,
+    rows: Option<Rows>,
+    /// Remapped expert ids, one table per layer.
+    ids: Vec<*mut Tensor>,
+    ids_capacity: usize,
+    bytes: u64,
+    /// Pieces that are being filled: start address and length.
+    lent: Mutex<BTreeMap<usize, usize>>,
+}
+
+struct Pool {
+    slots: u32,
+    /// By part number.
+    parts: HashMap<PartIndex, PoolPart>,
+}
+
+struct PoolPart {
+    tensor: *mut Tensor,
+    bytes: usize,
+}
+
+/// The area that single rows of a table are read into.
+pub(super) struct Rows {
+    pub(super) tensor: *mut Tensor,
+    pub(super) ids: *mut Tensor,
+    pub(super) row_bytes: usize,
+    pub(super) n_rows: usize,
+}
+
+// SAFETY: the tensors are used by the computing thread alone; others only fill slots that were
+// handed to them, which nobody reads until they are given back.
+unsafe impl Send for StreamMemory {}
+// SAFETY: as above.
+unsafe impl Sync for StreamMemory {}
+
+impl StreamMemory {
+    /// Allocates what `spec` asks for, shaped after the streamed tensors of a loaded model.
+    ///
+    /// # Errors
+    /// When memory runs out, or layers of one pool differ in shape.
+    pub fn new(device: &TieredDevice, spec: &PoolSpec) -> Result<Arc<StreamMemory>, String> {
+        let weights: Vec<(*const Tensor, StreamKind)> = device
+            .state()
+            .weights
+            .iter()
+            .map(|(address, weight)| (*address as *const Tensor, weight.kind.clone()))
+            .collect();
+        let n_tensors = weights.len() + spec.pool_of_layer.len() + 8;
+        // SAFETY: a context for descriptions only; freed in `Drop`.
+        let ctx = unsafe {
+            sys::ggml_init(sys::ggml_init_params {
+                mem_size: sys::ggml_tensor_overhead() * (n_tensors + 4),
+                mem_buffer: std::ptr::null_mut(),
+                no_alloc: true,
+            })
+        };
+        let ctx = NonNull::new(ctx).ok_or("no memory for tensor descriptions")?;
+        let mut memory = StreamMemory {
+            ctx,
+            buffers: Vec::new(),
+            pools: spec
+                .slots
+                .iter()
+                .map(|&slots| Pool { slots, parts: HashMap::new() })
+                .collect(),
+            pool_of_layer: spec.pool_of_layer.clone(),
+            ring: None,
+            ring_buffer: std::ptr::null_mut(),
+            matrices: HashMap::new(),
+            rows: None,
+            ids: Vec::new(),
+            ids_capacity: (spec.n_used_max * spec.n_ubatch).max(1),
+            bytes: 0,
+            lent: Mutex::new(BTreeMap::new()),
+        };
+        // SAFETY: the weights are tensors of a model that the caller holds.
+        unsafe {
+            if spec.ring_bytes > 0 {
+                let (buffer, span) = memory.allocate(device, spec.ring_bytes)?;
+                (memory.ring_buffer, memory.ring) = (buffer, Some(span));
+            }
+            for (tensor, kind) in weights {
+                match kind {
+                    StreamKind::Experts { layer, part } => {
+                        memory.add_pool_part(device, tensor, layer, part)?;
+                    }
+                    StreamKind::Matrix { index } => memory.add_matrix(tensor, index)?,
+                    StreamKind::Rows => memory.add_rows(device, tensor, spec.n_ubatch)?,
+                }
+            }
+            for _ in 0..spec.pool_of_layer.len() {
+                let n = i64::try_from(memory.ids_capacity).unwrap_or(i64::MAX);
+                let ids = sys::ggml_new_tensor_1d(memory.ctx.as_ptr(), sys::GGML_TYPE_I32, n);
+                memory.place(device, ids)?;
+                memory.ids.push(ids);
+            }
+        }
+        Ok(Arc::new(memory))
+    }
+
+    /// Bytes allocated.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The parts of a pool's slots.
+    pub fn slot_parts(&self, pool: u32) -> Vec<SlotPart> {
+        let mut parts: Vec<_> = self.pools[pool as usize]
+            .parts
+            .iter()
+            .map(|(&part, p)| SlotPart { part, bytes: p.bytes })
+            .collect();
+        parts.sort_by_key(|p| p.part);
+        parts
+    }
+
+    /// Lends one part of one slot, to be filled.
+    ///
+    /// `None` when there is no such slot or part, or it is lent already.
+    pub fn lend_slot(self: &Arc<Self>, pool: u32, part: PartIndex, slot: u32) -> Option<Buffer> {
+        let pool = self.pools.get(pool as usize)?;
+        let part = pool.parts.get(&part)?;
+        if slot >= pool.slots {
+            return None;
+        }
+        // SAFETY: the tensor holds `slots` slices of `bytes`.
+        let start = unsafe { (*part.tensor).data.cast::<u8>().add(slot as usize * part.bytes) };
+        self.lend(start, part.bytes)
+    }
+
+    /// Lends `len` bytes of the ring from `offset` on, to be filled.
+    ///
+    /// `None` when they lie outside the ring, or some are lent already.
+    pub fn lend_ring(self: &Arc<Self>, offset: usize, len: usize) -> Option<Buffer> {
+        let ring = self.ring?;
+        if offset.checked_add(len)? > ring.len {
+            return None;
+        }
+        // SAFETY: inside the ring.
+        self.lend(unsafe { ring.ptr.as_ptr().add(offset) }, len)
+    }
+
+    /// Bytes of the ring, and the address that offsets count from modulo `alignment`.
+    pub fn ring_shape(&self, alignment: usize) -> Option<(usize, usize)> {
+        self.ring.map(|r| (r.len, r.ptr.as_ptr() as usize % alignment.max(1)))
+    }
+
+    /// Lends the `i`-th row of the area for single rows, to be filled.
+    ///
+    /// `None` when there is no such row, or it is lent already.
+    pub fn lend_row(self: &Arc<Self>, i: usize) -> Option<Buffer> {
+        let rows = self.rows.as_ref().filter(|rows| i < rows.n_rows)?;
+        // SAFETY: the tensor holds `n_rows` rows.
+        let start = unsafe { (*rows.tensor).data.cast::<u8>().add(i * rows.row_bytes) };
+        self.lend(start, rows.row_bytes)
+    }
+
+    /// A buffer over `start..start + len`, unless part of that is lent already: two buffers over
+    /// one byte would let two reads write it.
+    fn lend(self: &Arc<Self>, start: *mut u8, len: usize) -> Option<Buffer> {
+        let ptr = NonNull::new(start)?;
+        let address = start as usize;
+        let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = lent.range(..address + len.max(1)).next_back();
+        if before.is_some_and(|(&from, &len)| from + len > address) {
+            return None;
+        }
+        lent.insert(address, len);
+        drop(lent);
+        let lease = Arc::new(Lease { memory: Arc::clone(self), address });
+        // SAFETY: the memory lives as long as the lease, nobody else may write it meanwhile, and
+        // the protocol of `Residency` keeps the computation from reading it.
+        Some(unsafe { Buffer::foreign(ptr, len, lease) })
+    }
+
+    /// Bytes of one row of the row-streamed table, and how many fit.
+    pub fn row_shape(&self) -> Option<(usize, usize)> {
+        self.rows.as_ref().map(|r| (r.row_bytes, r.n_rows))
+    }
+
+    /// The pool tensor that stands in for a part of an expert layer.
+    pub(super) fn pool_tensor(&self, layer: u32, part: PartIndex) -> Option<*mut Tensor> {
+        let pool = *self.pool_of_layer.get(layer as usize)?;
+        self.pools.get(pool as usize)?.parts.get(&part).map(|p| p.tensor)
+    }
+
+    /// The parts that experts of a layer have, as a mask.
+    pub(super) fn parts_of_layer(&self, layer: u32) -> u8 {
+        let pool = self.pool_of_layer.get(layer as usize).copied().unwrap_or(0);
+        let pool = self.pools.get(pool as usize);
+        pool.map_or(0, |p| p.parts.keys().fold(0, |mask, part| mask | (1 << part)))
+    }
+
+    /// The table for a layer's remapped ids, shaped `[n_used, n_tokens]`.
+    pub(super) fn ids_tensor(
+        &self,
+        layer: u32,
+        n_used: usize,
+        n_tokens: usize,
+    ) -> Option<*mut Tensor> {
+        let tensor = *self.ids.get(layer as usize)?;
+        if n_used * n_tokens > self.ids_capacity {
+            return None;
+        }
+        // SAFETY: the table has room for the shape.
+        unsafe {
+            (*tensor).ne = [
+                i64::try_from(n_used).ok()?,
+                i64::try_from(n_tokens).ok()?,
+                1,
+                1,
+            ];
+            let row = 4 * n_used;
+            (*tensor).nb = [4, row, row * n_tokens, row * n_tokens];
+        }
+        Some(tensor)
+    }
+
+    /// The stand-in for a streamed matrix whose bytes lie at `offset` in the ring.
+    pub(super) fn matrix_at(&self, index: u32, offset: usize) -> Option<*mut Tensor> {
+        let tensor = *self.matrices.get(&index)?;
+        let ring = self.ring?;
+        // SAFETY: the tensor is ours; its bytes must lie in the ring.
+        unsafe {
+            if offset.checked_add(sys::ggml_nbytes(tensor))? > ring.len {
+                return None;
+            }
+            (*tensor).data = ring.ptr.as_ptr().add(offset).cast();
+        }
+        Some(tensor)
+    }
+
+    pub(super) fn rows(&self) -> Option<&Rows> {
+        self.rows.as_ref()
+    }
+
+    unsafe fn add_pool_part(
+        &mut self,
+        device: &TieredDevice,
+        like: *const Tensor,
+        layer: u32,
+        part: PartIndex,
+    ) -> Result<(), String> {
+        // SAFETY: `like` is a live weight; the new tensor is described like one of its matrices.
+        unsafe {
+            let index = self.pool_of_layer.get(layer as usize).copied();
+            let index = index.ok_or_else(|| format!("layer {layer} has no pool"))? as usize;
+            let pool = self.pools.get(index).ok_or_else(|| format!("there is no pool {index}"))?;
+            let (ne, ty) = ((*like).ne, (*like).type_);
+            let bytes = (*like).nb[2];
+            if let Some(have) = pool.parts.get(&part) {
+                let same = (*have.tensor).type_ == ty && (&(*have.tensor).ne)[..2] == ne[..2];
+                return if same {
+                    Ok(())
+                } else {
+                    Err(format!("{} does not fit its pool", graph::name(like)))
+                };
+            }
+            let slots = i64::from(pool.slots);
+            let tensor = sys::ggml_new_tensor_3d(self.ctx.as_ptr(), ty, ne[0], ne[1], slots);
+            self.place(device, tensor)?;
+            self.pools[index].parts.insert(part, PoolPart { tensor, bytes });
+            Ok(())
+        }
+    }
+
+    unsafe fn add_matrix(&mut self, like: *const Tensor, index: u32) -> Result<(), String> {
+        if self.ring_buffer.is_null() {
+            return Err("there is no ring for streamed matrices".into());
+        }
+        // SAFETY: `like` is a live weight; the new tensor has its type and shape.
+        unsafe {
+            let dims = (*like).ne;
+            let tensor = sys::ggml_new_tensor(self.ctx.as_ptr(), (*like).type_, 4, dims.as_ptr());
+            (*tensor).buffer = self.ring_buffer;
+            self.matrices.insert(index, tensor);
+        }
+        Ok(())
+    }
+
+    unsafe fn add_rows(
+        &mut self,
+        device: &TieredDevice,
+        like: *const Tensor,
+        n_rows: usize,
+    ) -> Result<(), String> {
+        // SAFETY: `like` is a live weight of two dimensions.
+        unsafe {
+            let n = i64::try_from(n_rows).unwrap_or(i64::MAX);
+            let ctx = self.ctx.as_ptr();
+            let tensor = sys::ggml_new_tensor_2d(ctx, (*like).type_, (&(*like).ne)[0], n);
+            let ids = sys::ggml_new_tensor_1d(ctx, sys::GGML_TYPE_I32, n);
+            self.place(device, tensor)?;
+            self.place(device, ids)?;
+            self.rows = Some(Rows { tensor, ids, row_bytes: (*tensor).nb[1], n_rows });
+        }
+        Ok(())
+    }
+
+    /// Gives a tensor a buffer of its own.
+    unsafe fn place(&mut self, device: &TieredDevice, tensor: *mut Tensor) -> Result<(), String> {
+        // SAFETY: the tensor is described and has no memory yet.
+        unsafe {
+            let (buffer, span) = self.allocate(device, sys::ggml_nbytes(tensor))?;
+            sys::ggml_backend_tensor_alloc(buffer, tensor, span.ptr.as_ptr().cast());
+        }
+        Ok(())
+    }
+
+    unsafe fn allocate(
+        &mut self,
+        device: &TieredDevice,
+        bytes: usize,
+    ) -> Result<(GgmlBuffer, HostSpan), String> {
+        // SAFETY: the wrapped device is alive; the buffer is freed in `Drop`.
+        unsafe {
+            let buft = sys::ggml_backend_dev_buffer_type(device.inner);
+            let buffer = sys::ggml_backend_buft_alloc_buffer(buft, bytes);
+            if buffer.is_null() {
+                return Err(format!("no memory for {bytes} bytes of streamed weights"));
+            }
+            self.buffers.push(buffer);
+            sys::ggml_backend_buffer_set_usage(buffer, sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+            self.bytes += bytes as u64;
+            let base = sys::ggml_backend_buffer_get_base(buffer).cast::<u8>();
+            let ptr = NonNull::new(base).ok_or("a buffer without address")?;
+            Ok((buffer, HostSpan { ptr, len: bytes }))
+        }
+    }
+}
+
+impl Drop for StreamMemory {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, freed once; whoever fills memory holds an `Arc` of us.
+        unsafe {
+            for buffer in &self.buffers {
+                sys::ggml_backend_buffer_free(*buffer);
+            }
+            sys::ggml_free(self.ctx.as_ptr());
+        }
+    }
+}
+
+/// Ends when the buffer that it came with is dropped.
+struct Lease {
+    memory: Arc<StreamMemory>,
+    address: usize,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut lent = self.memory.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        lent.remove(&self.address);
+    }
+}

@@ -1,0 +1,158 @@
+//! The tiered ggml backend: a device that wraps the real one and streams weights to it.
+//!
+//! llama.cpp is given one device, ours ([`TieredDevice`]). Every operation, buffer and kernel is
+//! the wrapped device's; only a node whose weight is streamed is stopped at, and a [`Residency`]
+//! is asked to make the needed bytes resident first. That is all this module knows: which experts
+//! are kept, when they are read and from where is the residency's business.
+//!
+//! ```text
+//! llama_decode -> scheduler -> one graph per micro-batch -> graph_compute (compute.rs)
+//!   nodes up to the first expert matmul of a layer   -> wrapped device
+//!   read the router's choice, Residency::experts     -> slots
+//!   point the matmuls of the layer at the pool       (weights and ids swapped in place)
+//!   ... next layer ...
+//!   put the pointers back
+//! ```
+//!
+//! How this was found to work, and what was found not to, is in ARCHITECTURE.md.
+
+mod compute;
+mod device;
+mod graph;
+mod ledger;
+mod load;
+mod memory;
+mod passes;
+
+use std::fmt;
+
+pub use device::TieredDevice;
+pub use ledger::Allocated;
+pub use load::{LoadStats, TieredParams, load};
+pub use passes::pass_bytes;
+pub use memory::{PoolSpec, SlotPart, StreamMemory};
+
+/// What part of an expert a tensor holds; the bit number in a `Parts` mask.
+pub type PartIndex = u8;
+
+/// How a streamed tensor is used, by the name it has in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamKind {
+    /// One matrix per expert, stacked (`ffn_up_exps` and the like), used by `MUL_MAT_ID`.
+    Experts {
+        /// Number of the expert layer; layers are numbered from 0 among those with experts.
+        layer: u32,
+        /// Which part of the expert this is.
+        part: PartIndex,
+    },
+    /// A matrix that is used whole, by `MUL_MAT`.
+    Matrix {
+        /// Number of the matrix among the streamed ones.
+        index: u32,
+    },
+    /// A table of which single rows are used, by `GET_ROWS` (the input embedding).
+    Rows,
+}
+
+/// A streamed tensor.
+#[derive(Debug, Clone)]
+pub struct StreamedTensor {
+    /// Its name in the file.
+    pub name: String,
+    /// How it is used.
+    pub kind: StreamKind,
+}
+
+/// The routing of one layer for one micro-batch: which experts each token goes to.
+#[derive(Debug, Clone, Copy)]
+pub struct Routing<'a> {
+    /// Expert ids, `n_tokens` rows of `n_used`.
+    pub ids: &'a [i32],
+    /// Experts per token.
+    pub n_used: usize,
+}
+
+/// Makes streamed weights resident. Called on the thread that computes; calls may block.
+///
+/// Everything granted stays valid until the next [`Residency::computed`].
+pub trait Residency: Send {
+    /// A micro-batch begins that will use these streamed matrices in this order.
+    ///
+    /// # Errors
+    /// When a read failed.
+    fn begin(&mut self, matrices: &[u32]) -> Result<(), ResidencyError>;
+
+    /// The router of `layer` has chosen.
+    fn routed(&mut self, layer: u32, routing: Routing<'_>);
+
+    /// How many experts of `layer` can be resident at once.
+    fn capacity(&self, layer: u32) -> usize;
+
+    /// Whether all of `parts` of an expert are resident now.
+    fn is_resident(&self, layer: u32, expert: u32, parts: u8) -> bool;
+
+    /// Begins to make `parts` of each of `experts` (distinct) resident and appends their slots, in
+    /// the order of `experts`. The bytes are valid after [`Residency::wait`].
+    ///
+    /// # Errors
+    /// When there are more experts than slots, or a read failed.
+    fn experts(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        slots: &mut Vec<u32>,
+    ) -> Result<(), ResidencyError>;
+
+    /// Whether `parts` of what was granted for `layer` are still being read.
+    fn is_pending(&mut self, layer: u32, parts: u8) -> bool;
+
+    /// Waits until `parts` of all granted experts of `layer` are valid.
+    ///
+    /// # Errors
+    /// When a read failed.
+    fn wait(&mut self, layer: u32, parts: u8) -> Result<(), ResidencyError>;
+
+    /// Makes a streamed matrix resident and returns its offset in the ring, in bytes.
+    ///
+    /// # Errors
+    /// When a read failed.
+    fn matrix(&mut self, index: u32) -> Result<usize, ResidencyError>;
+
+    /// Puts rows of the row-streamed table into the row area, the `i`-th at `i` times a row's
+    /// bytes.
+    ///
+    /// # Errors
+    /// When a read failed.
+    fn rows(&mut self, rows: &[i32]) -> Result<(), ResidencyError>;
+
+    /// All that was granted has been used; slots and ring space may be taken again.
+    fn computed(&mut self);
+
+    /// The wrapped device was busy for this long.
+    fn compute_time(&mut self, elapsed: std::time::Duration);
+}
+
+/// Why weights could not be made resident.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ResidencyError {
+    /// A read failed, or a file changed: one sentence for the user.
+    Read(String),
+    /// The computation was interrupted while it waited.
+    Aborted,
+    /// A bug of ours.
+    Internal(String),
+}
+
+impl fmt::Display for ResidencyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ResidencyError::Read(text) => f.write_str(text),
+            ResidencyError::Aborted => f.write_str("the computation was interrupted"),
+            ResidencyError::Internal(text) => write!(f, "internal error: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for ResidencyError {}

@@ -1,0 +1,616 @@
+//! The slot table: which unit holds which slot, and who gives way.
+//!
+//! ```text
+//!            acquire / speculate             filled: the last part
+//!   Free ------------------------> Filling -----------------------> Ready
+//!    ^                              |    acquire: InUse (also while parts are still filling);
+//!    |  abandon                     |    release: back to Filling or Ready
+//!    +------------------------------+    Ready only: may be taken for another unit
+//! ```
+
+mod pool;
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::policy::{History, HistoryError, Policy};
+use crate::stats::{LayerStats, TierStats, UnitHeat};
+use crate::{DEFAULT_HALF_LIFE_TOKENS, Lrfu, Parts, SlotId, UnitId};
+use pool::{Pool, Slot};
+
+/// The shape of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSpec {
+    /// Experts of each layer.
+    pub n_experts: u32,
+    /// Per layer that has experts: the pool that its units live in.
+    pub pool_of_layer: Vec<u32>,
+    /// Per pool: its slots.
+    pub slots_of_pool: Vec<u32>,
+    /// Per layer that has experts: the parts that its units are made of.
+    pub parts_of_layer: Vec<Parts>,
+}
+
+impl TableSpec {
+    /// Units in all layers together.
+    pub fn n_units(&self) -> usize {
+        self.pool_of_layer.len() * self.n_experts as usize
+    }
+}
+
+/// Why a table can't be made.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SpecError {
+    /// `pool_of_layer` and `parts_of_layer` are not of one length.
+    #[error("{pools} layers have a pool, but {parts} have parts: describe each layer in both")]
+    LayerCounts {
+        /// Length of `pool_of_layer`.
+        pools: usize,
+        /// Length of `parts_of_layer`.
+        parts: usize,
+    },
+    /// A layer names a pool that is not there.
+    #[error("layer {layer} uses pool {pool}, but there are only {pools}: add the pool")]
+    NoSuchPool {
+        /// The layer.
+        layer: usize,
+        /// The pool that it names.
+        pool: u32,
+        /// How many pools there are.
+        pools: usize,
+    },
+    /// More units than a slot can name.
+    #[error("{layers} layers of {experts} experts are more units than a table can hold")]
+    TooManyUnits {
+        /// Layers that have experts.
+        layers: usize,
+        /// Experts of each.
+        experts: u32,
+    },
+    /// The policy was made for another number of units.
+    #[error("the policy remembers {policy} units, but the table has {table}")]
+    PolicySize {
+        /// Units of the policy.
+        policy: usize,
+        /// Units of the table.
+        table: usize,
+    },
+}
+
+/// A pool has fewer slots to give than experts were asked for. Nothing was changed; ask for fewer
+/// experts at a time (several passes), or release what is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{wanted} experts are needed at once, but only {available} slots can be had: use passes")]
+pub struct NotEnoughSlots {
+    /// Experts asked for.
+    pub wanted: u32,
+    /// Slots that could be had for them, those that they hold already included.
+    pub available: u32,
+}
+
+/// Why a pool can't shrink now. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ResizeError {
+    /// A slot that would go is in use or being filled.
+    #[error("slot {slot} of pool {pool} is in use or being filled: release it first", slot = slot.0)]
+    Busy {
+        /// The pool.
+        pool: u32,
+        /// The first such slot.
+        slot: SlotId,
+    },
+    /// No pool of this number.
+    #[error("there is no pool {pool}")]
+    NoSuchPool {
+        /// The number.
+        pool: u32,
+    },
+}
+
+/// A slot granted to an expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Index of the expert in its layer.
+    pub expert: u32,
+    /// The slot that holds it, in the pool of its layer.
+    pub slot: SlotId,
+    /// Parts that the caller must read now, and then report by [`SlotTable::filled`] or
+    /// [`SlotTable::abandon`].
+    pub fill: Parts,
+    /// Parts that an earlier grant is reading: the caller must wait for them before it computes.
+    pub pending: Parts,
+}
+
+/// What a slot is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotState {
+    /// It holds no unit.
+    Free,
+    /// Bytes are on their way into it; no computation uses it yet.
+    Filling,
+    /// Its unit is valid and idle: it may be taken for another one.
+    Ready,
+    /// A computation was granted it (its bytes may still be on their way).
+    InUse,
+}
+
+/// Which unit holds which slot, over all pools and layers.
+///
+/// Calls name layers by their index among the layers that have experts. A layer or expert that the
+/// table was not made for is a bug of the caller: methods that change the table panic then.
+#[derive(Debug)]
+pub struct SlotTable<P: Policy = Lrfu> {
+    spec: TableSpec,
+    policy: P,
+    pools: Vec<Pool>,
+    /// Per unit: its slot in the pool of its layer, or `NO_SLOT`.
+    slot_of_unit: Vec<u32>,
+    /// Units in use, in the order in which they were granted.
+    in_use: Vec<u32>,
+    clock: Clock,
+    layers: Vec<LayerStats>,
+    routed: Vec<u64>,
+}
+
+const NO_SLOT: u32 = u32::MAX;
+
+impl SlotTable<Lrfu> {
+    /// An empty table with the default policy.
+    ///
+    /// # Errors
+    /// [`SpecError`] if `spec` contradicts itself.
+    pub fn new(spec: TableSpec) -> Result<Self, SpecError> {
+        let policy = Lrfu::new(spec.n_units(), DEFAULT_HALF_LIFE_TOKENS);
+        Self::with_policy(spec, policy)
+    }
+}
+
+impl<P: Policy> SlotTable<P> {
+    /// An empty table that chooses victims by `policy`, which must remember as many units as the
+    /// table has.
+    ///
+    /// # Errors
+    /// [`SpecError`] if `spec` contradicts itself or does not fit `policy`.
+    pub fn with_policy(spec: TableSpec, policy: P) -> Result<Self, SpecError> {
+        let (layers, pools) = (spec.pool_of_layer.len(), spec.slots_of_pool.len());
+        if spec.parts_of_layer.len() != layers {
+            return Err(SpecError::LayerCounts { pools: layers, parts: spec.parts_of_layer.len() });
+        }
+        for (layer, &pool) in spec.pool_of_layer.iter().enumerate() {
+            if pool as usize >= pools {
+                return Err(SpecError::NoSuchPool { layer, pool, pools });
+            }
+        }
+        let n_units = spec.n_units();
+        if u32::try_from(n_units).is_err() {
+            return Err(SpecError::TooManyUnits { layers, experts: spec.n_experts });
+        }
+        if policy.n_units() != n_units {
+            return Err(SpecError::PolicySize { policy: policy.n_units(), table: n_units });
+        }
+        Ok(Self {
+            policy,
+            pools: spec.slots_of_pool.iter().map(|&slots| Pool::new(slots)).collect(),
+            slot_of_unit: vec![NO_SLOT; n_units],
+            in_use: Vec::new(),
+            clock: Clock::default(),
+            layers: vec![LayerStats::default(); layers],
+            routed: vec![0; n_units],
+            spec,
+        })
+    }
+
+    /// The shape of the table, with the pools' present sizes.
+    pub fn spec(&self) -> &TableSpec {
+        &self.spec
+    }
+
+    /// Makes each of `experts` hold a slot for reading `parts` (those that the layer has), and
+    /// appends one [`Grant`] per expert to `out`, in their order. Slots granted are in use until
+    /// [`release_layer`](Self::release_layer) or [`release_all`](Self::release_all). An expert of
+    /// the list that is there already never gives way to another one of it. `experts` should be
+    /// distinct: a repeated one gets the same slot and counts as another lookup.
+    ///
+    /// # Errors
+    /// [`NotEnoughSlots`] if the pool can't hold all of them now; nothing is changed then, and `out`
+    /// is as before.
+    pub fn acquire(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: Parts,
+        out: &mut Vec<Grant>,
+    ) -> Result<(), NotEnoughSlots> {
+        let parts = parts & self.spec.parts_of_layer[layer as usize];
+        self.pin_hits(layer, experts)?;
+        for &expert in experts {
+            let unit = self.unit_index(UnitId { layer, expert });
+            let is_miss = self.slot_of_unit[unit] == NO_SLOT;
+            if is_miss {
+                let pinned = self.place(layer, unit);
+                debug_assert!(pinned, "pin_hits made sure that there is a slot");
+                self.in_use.push(index_u32(unit));
+            }
+            let slot_index = self.slot_of_unit[unit];
+            let slot = &mut self.pools[self.spec.pool_of_layer[layer as usize] as usize].slots
+                [slot_index as usize];
+            slot.in_use = true;
+            let fill = parts - slot.ready - slot.filling;
+            let pending = parts & slot.filling;
+            slot.filling |= fill;
+            let stats = &mut self.layers[layer as usize];
+            stats.lookups += 1;
+            stats.speculated_hits += u64::from(std::mem::take(&mut slot.speculated));
+            if is_miss {
+                stats.misses += 1;
+            } else if fill.is_empty() {
+                stats.hits += 1;
+                stats.hits_pending += u64::from(!pending.is_empty());
+            } else {
+                stats.partial_hits += 1;
+            }
+            out.push(Grant { expert, slot: SlotId(slot_index), fill, pending });
+        }
+        Ok(())
+    }
+
+    /// For read-ahead: a slot for `unit`, and the parts of `parts` to read into it. It takes a free
+    /// slot, or one whose unit is colder by the policy; never one in use or being filled. `None`
+    /// if there is no such slot, or nothing is left to read. The slot is not in use: after it is
+    /// filled it may be taken for another unit before anyone asks for this one.
+    pub fn speculate(&mut self, unit: UnitId, parts: Parts) -> Option<Grant> {
+        let index = self.unit_index(unit);
+        let parts = parts & self.spec.parts_of_layer[unit.layer as usize];
+        if parts.is_empty() {
+            return None;
+        }
+        let pool_index = self.spec.pool_of_layer[unit.layer as usize] as usize;
+        let is_new = self.slot_of_unit[index] == NO_SLOT;
+        if is_new {
+            let pool = &self.pools[pool_index];
+            let key = self.policy.key(index);
+            if pool.free.is_empty() && pool.coldest_key()?.total_cmp(&key).is_ge() {
+                return None;
+            }
+            if !self.place(unit.layer, index) {
+                return None;
+            }
+        }
+        let slot_index = self.slot_of_unit[index];
+        let pool = &mut self.pools[pool_index];
+        let slot = &mut pool.slots[slot_index as usize];
+        let fill = parts - slot.ready - slot.filling;
+        let pending = parts & slot.filling;
+        if fill.is_empty() {
+            return None;
+        }
+        slot.filling |= fill;
+        slot.speculated |= is_new;
+        pool.leave_index(slot_index);
+        self.layers[unit.layer as usize].speculated += u64::from(is_new);
+        Some(Grant { expert: unit.expert, slot: SlotId(slot_index), fill, pending })
+    }
+
+    /// `parts` of `unit` have arrived and are valid. Returns those that became ready by it: only
+    /// parts that were granted for filling can.
+    pub fn filled(&mut self, unit: UnitId, parts: Parts) -> Parts {
+        let index = self.unit_index(unit);
+        let slot_index = self.slot_of_unit[index];
+        if slot_index == NO_SLOT {
+            return Parts::EMPTY;
+        }
+        let key = self.policy.key(index);
+        let pool = &mut self.pools[self.spec.pool_of_layer[unit.layer as usize] as usize];
+        let slot = &mut pool.slots[slot_index as usize];
+        let arrived = parts & slot.filling;
+        slot.filling = slot.filling - arrived;
+        slot.ready |= arrived;
+        pool.settle(slot_index, key);
+        arrived
+    }
+
+    /// A read failed: `unit` loses its slot, also when it is in use, and nothing of it is valid.
+    /// The caller sees to it that no other read into that slot is still under way.
+    pub fn abandon(&mut self, unit: UnitId) {
+        let index = self.unit_index(unit);
+        if self.slot_of_unit[index] == NO_SLOT {
+            return;
+        }
+        self.layers[unit.layer as usize].abandoned += 1;
+        self.in_use.retain(|&other| other as usize != index);
+        self.vacate(unit.layer, index);
+    }
+
+    /// The computation that used slots of `layer` is over. Slots that are still being filled stay
+    /// so, until [`filled`](Self::filled) or [`abandon`](Self::abandon).
+    pub fn release_layer(&mut self, layer: u32) {
+        let n_experts = self.spec.n_experts;
+        self.release_where(|unit| unit / n_experts == layer);
+    }
+
+    /// The computation that used slots is over, in all layers. Slots that are still being filled
+    /// stay so, until [`filled`](Self::filled) or [`abandon`](Self::abandon).
+    pub fn release_all(&mut self) {
+        self.release_where(|_| true);
+    }
+
+    /// The slot of `unit` and the parts of it that are ready; `None` if it holds none.
+    pub fn lookup(&self, unit: UnitId) -> Option<(SlotId, Parts)> {
+        let (slot_index, slot) = self.slot_of(unit)?;
+        Some((SlotId(slot_index), slot.ready))
+    }
+
+    /// What a slot of a pool is doing; `None` if there is no such slot.
+    pub fn state(&self, pool: u32, slot: SlotId) -> Option<SlotState> {
+        Some(self.pools.get(pool as usize)?.slots.get(slot.0 as usize)?.state())
+    }
+
+    /// The unit that holds a slot of a pool.
+    pub fn unit_in(&self, pool: u32, slot: SlotId) -> Option<UnitId> {
+        let slot = self.pools.get(pool as usize)?.slots.get(slot.0 as usize)?;
+        slot.unit.map(|unit| self.unit_id(unit))
+    }
+
+    /// The router chose `experts` in `layer` for one token. To be called once per token and layer,
+    /// whether or not slots are asked for; it tells the policy what is used, and when.
+    pub fn note_routing(&mut self, layer: u32, experts: &[u32]) {
+        let now = self.clock.advance(layer, self.spec.pool_of_layer.len());
+        let pool_index = self.spec.pool_of_layer[layer as usize] as usize;
+        for &expert in experts {
+            let unit = self.unit_index(UnitId { layer, expert });
+            self.policy.touch(unit, now);
+            self.routed[unit] = self.routed[unit].saturating_add(1);
+            let slot_index = self.slot_of_unit[unit];
+            if slot_index != NO_SLOT {
+                self.pools[pool_index].rekey(slot_index, self.policy.key(unit));
+            }
+        }
+    }
+
+    /// Gives a pool another number of slots. When it shrinks, the units in the slots at its end
+    /// lose them. Returns how many units did.
+    ///
+    /// # Errors
+    /// [`ResizeError::Busy`] if a slot that would go is in use or being filled; nothing is changed.
+    pub fn resize_pool(&mut self, pool: u32, slots: u32) -> Result<u32, ResizeError> {
+        let Some(target) = self.pools.get_mut(pool as usize) else {
+            return Err(ResizeError::NoSuchPool { pool });
+        };
+        let leaving = target.resize(slots).map_err(|slot| ResizeError::Busy { pool, slot })?;
+        self.spec.slots_of_pool[pool as usize] = slots;
+        for &unit in &leaving {
+            self.slot_of_unit[unit as usize] = NO_SLOT;
+            self.layers[(unit / self.spec.n_experts) as usize].evictions += 1;
+        }
+        Ok(index_u32(leaving.len()))
+    }
+
+    /// What was counted since the table was made or [`reset_stats`](Self::reset_stats).
+    pub fn stats(&self) -> TierStats {
+        TierStats::of_layers(&self.layers)
+    }
+
+    /// Sets the counters to zero (not the policy's memory, and not the heat map).
+    pub fn reset_stats(&mut self) {
+        self.layers.fill(LayerStats::default());
+    }
+
+    /// The heat map's row of `layer`: each expert in order. Empty if there is no such layer.
+    pub fn heat(&self, layer: u32) -> impl Iterator<Item = UnitHeat> {
+        let known = (layer as usize) < self.spec.pool_of_layer.len();
+        (0..if known { self.spec.n_experts } else { 0 }).map(move |expert| {
+            let unit = UnitId { layer, expert };
+            let index = self.unit_index(unit);
+            let key = self.policy.key(index);
+            UnitHeat {
+                expert,
+                routed: self.routed[index],
+                key: key.is_finite().then_some(key),
+                state: self.slot_of(unit).map_or(SlotState::Free, |(_, slot)| slot.state()),
+            }
+        })
+    }
+
+    /// Up to `n` units of `pool`'s layers that hold no slot, hottest first: what to read ahead when
+    /// a run starts with the history of an earlier one. Units never used are left out.
+    pub fn hottest_absent(&self, pool: u32, n: usize) -> Vec<UnitId> {
+        let mut absent: Vec<(f64, UnitId)> = (0..self.slot_of_unit.len())
+            .filter(|&unit| self.slot_of_unit[unit] == NO_SLOT)
+            .map(|unit| (self.policy.key(unit), self.unit_id(index_u32(unit))))
+            .filter(|(key, unit)| {
+                key.is_finite() && self.spec.pool_of_layer[unit.layer as usize] == pool
+            })
+            .collect();
+        absent.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        absent.truncate(n);
+        absent.into_iter().map(|(_, unit)| unit).collect()
+    }
+
+    /// The policy's memory, to be kept for a later run.
+    pub fn export_history(&self) -> History<P>
+    where
+        P: Clone,
+    {
+        History {
+            n_layers: index_u32(self.spec.pool_of_layer.len()),
+            n_experts: self.spec.n_experts,
+            now_tokens: self.clock.latest,
+            policy: self.policy.clone(),
+        }
+    }
+
+    /// Goes on from the memory of an earlier run, in place of this table's own.
+    ///
+    /// # Errors
+    /// [`HistoryError`] if it is of another shape or damaged; the table is as before.
+    pub fn import_history(&mut self, history: History<P>) -> Result<(), HistoryError> {
+        let layers = index_u32(self.spec.pool_of_layer.len());
+        if (history.n_layers, history.n_experts) != (layers, self.spec.n_experts) {
+            return Err(HistoryError::Shape {
+                found_layers: history.n_layers,
+                found_experts: history.n_experts,
+                layers,
+                experts: self.spec.n_experts,
+            });
+        }
+        let n_units = self.slot_of_unit.len();
+        if history.policy.n_units() != n_units {
+            return Err(HistoryError::Damaged { unit: history.policy.n_units() });
+        }
+        let is_damaged = |&unit: &usize| {
+            let key = history.policy.key(unit);
+            key.is_nan() || key == f64::INFINITY
+        };
+        if let Some(unit) = (0..n_units).find(is_damaged) {
+            return Err(HistoryError::Damaged { unit });
+        }
+        self.policy = history.policy;
+        self.clock = Clock::starting_at(history.now_tokens);
+        for unit in 0..n_units {
+            let slot_index = self.slot_of_unit[unit];
+            if slot_index != NO_SLOT {
+                let layer = unit / self.spec.n_experts as usize;
+                let pool = &mut self.pools[self.spec.pool_of_layer[layer] as usize];
+                pool.rekey(slot_index, self.policy.key(unit));
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks the resident ones of `experts` as in use, so that none of them gives way, after making
+    /// sure that the others will find slots.
+    fn pin_hits(&mut self, layer: u32, experts: &[u32]) -> Result<(), NotEnoughSlots> {
+        let pool_index = self.spec.pool_of_layer[layer as usize] as usize;
+        let marked = self.in_use.len();
+        let mut misses = 0_u32;
+        for &expert in experts {
+            let unit = self.unit_index(UnitId { layer, expert });
+            let slot_index = self.slot_of_unit[unit];
+            if slot_index == NO_SLOT {
+                misses += 1;
+                continue;
+            }
+            let pool = &mut self.pools[pool_index];
+            if !pool.slots[slot_index as usize].in_use {
+                pool.slots[slot_index as usize].in_use = true;
+                pool.leave_index(slot_index);
+                self.in_use.push(index_u32(unit));
+            }
+        }
+        let available = self.pools[pool_index].n_available();
+        if misses <= available {
+            return Ok(());
+        }
+        let wanted = index_u32(experts.len());
+        for unit in self.in_use.split_off(marked) {
+            self.release_unit(unit);
+        }
+        Err(NotEnoughSlots { wanted, available: wanted - misses + available })
+    }
+
+    /// Gives `unit` a slot: a free one, or that of the coldest idle unit. `false` if there is none.
+    fn place(&mut self, layer: u32, unit: usize) -> bool {
+        let pool = &mut self.pools[self.spec.pool_of_layer[layer as usize] as usize];
+        let Some((slot_index, victim)) = pool.take() else { return false };
+        if let Some(victim) = victim {
+            self.slot_of_unit[victim as usize] = NO_SLOT;
+            self.layers[(victim / self.spec.n_experts) as usize].evictions += 1;
+        }
+        pool.slots[slot_index as usize] = Slot::held_by(index_u32(unit));
+        self.slot_of_unit[unit] = slot_index;
+        true
+    }
+
+    fn vacate(&mut self, layer: u32, unit: usize) {
+        let pool = &mut self.pools[self.spec.pool_of_layer[layer as usize] as usize];
+        pool.vacate(self.slot_of_unit[unit]);
+        self.slot_of_unit[unit] = NO_SLOT;
+    }
+
+    fn release_where(&mut self, is_over: impl Fn(u32) -> bool) {
+        let (over, kept): (Vec<u32>, Vec<u32>) =
+            std::mem::take(&mut self.in_use).into_iter().partition(|&unit| is_over(unit));
+        self.in_use = kept;
+        for unit in over {
+            self.release_unit(unit);
+        }
+    }
+
+    fn release_unit(&mut self, unit: u32) {
+        let (layer, index) = (unit / self.spec.n_experts, unit as usize);
+        let pool = &mut self.pools[self.spec.pool_of_layer[layer as usize] as usize];
+        let slot_index = self.slot_of_unit[index];
+        let slot = &mut pool.slots[slot_index as usize];
+        slot.in_use = false;
+        if slot.ready.is_empty() && slot.filling.is_empty() {
+            // It was asked for no part at all.
+            self.vacate(layer, index);
+        } else {
+            pool.settle(slot_index, self.policy.key(index));
+        }
+    }
+
+    fn slot_of(&self, unit: UnitId) -> Option<(u32, &Slot)> {
+        let layer = unit.layer as usize;
+        let pool = self.pools.get(*self.spec.pool_of_layer.get(layer)? as usize)?;
+        if unit.expert >= self.spec.n_experts {
+            return None;
+        }
+        let slot_index = *self.slot_of_unit.get(self.unit_index(unit))?;
+        Some((slot_index, pool.slots.get(slot_index as usize)?))
+    }
+
+    fn unit_index(&self, unit: UnitId) -> usize {
+        let (layers, experts) = (self.spec.pool_of_layer.len(), self.spec.n_experts);
+        assert!(
+            (unit.layer as usize) < layers && unit.expert < experts,
+            "no {unit:?} in a table of {layers} layers of {experts} experts"
+        );
+        unit.layer as usize * experts as usize + unit.expert as usize
+    }
+
+    fn unit_id(&self, unit: u32) -> UnitId {
+        UnitId { layer: unit / self.spec.n_experts, expert: unit % self.spec.n_experts }
+    }
+}
+
+/// Time in tokens, told from the order in which layers are routed: a batch routes all its tokens in
+/// one layer, then all of them in the next one. Within a token a later layer is a little later. A
+/// layer may see fewer tokens than others (llama.cpp's last layer computes only the rows whose
+/// output is wanted), so all layers start a pass at the same time.
+#[derive(Debug, Default)]
+struct Clock {
+    pass_start: u64,
+    layer: u32,
+    tokens_of_layer: u64,
+    latest: u64,
+}
+
+impl Clock {
+    fn starting_at(now: u64) -> Self {
+        Self { pass_start: now, latest: now, ..Self::default() }
+    }
+
+    fn advance(&mut self, layer: u32, n_layers: usize) -> f64 {
+        if layer != self.layer {
+            if layer < self.layer {
+                self.pass_start = self.latest;
+            }
+            self.layer = layer;
+            self.tokens_of_layer = 0;
+        }
+        self.tokens_of_layer += 1;
+        let token = self.pass_start + self.tokens_of_layer;
+        self.latest = self.latest.max(token);
+        token as f64 + f64::from(layer) / n_layers as f64
+    }
+}
+
+/// Numbers of units and slots are checked to fit `u32` when a table is made.
+fn index_u32(index: usize) -> u32 {
+    u32::try_from(index).expect("units and slots are numbered by u32")
+}

@@ -1,0 +1,149 @@
+//! One pool of slots, with its free slots and the order in which idle ones give way.
+
+use std::collections::BTreeSet;
+
+use crate::{Parts, SlotId, SlotState};
+
+/// One slot. It is in its pool's index exactly if it is ready and idle, and among the free ones
+/// exactly if it holds no unit.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slot {
+    pub(super) unit: Option<u32>,
+    pub(super) ready: Parts,
+    pub(super) filling: Parts,
+    pub(super) in_use: bool,
+    /// Brought in by read-ahead and not asked for yet.
+    pub(super) speculated: bool,
+    /// Its key in the index, while it is there.
+    pub(super) indexed: Option<OrderedKey>,
+}
+
+impl Slot {
+    pub(super) fn held_by(unit: u32) -> Self {
+        Self { unit: Some(unit), ..Self::default() }
+    }
+
+    pub(super) fn state(&self) -> SlotState {
+        if self.unit.is_none() {
+            SlotState::Free
+        } else if self.in_use {
+            SlotState::InUse
+        } else if !self.filling.is_empty() {
+            SlotState::Filling
+        } else {
+            SlotState::Ready
+        }
+    }
+}
+
+/// A policy's key as an integer of the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct OrderedKey(u64);
+
+impl OrderedKey {
+    const SIGN: u64 = 1 << 63;
+
+    /// The total order of IEEE 754 as that of unsigned integers: negative numbers have all bits
+    /// flipped, others only the sign.
+    fn new(key: f64) -> Self {
+        let bits = key.to_bits();
+        Self(if bits & Self::SIGN == 0 { bits | Self::SIGN } else { !bits })
+    }
+
+    pub(super) fn get(self) -> f64 {
+        let bits = if self.0 & Self::SIGN == 0 { !self.0 } else { self.0 & !Self::SIGN };
+        f64::from_bits(bits)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) slots: Vec<Slot>,
+    /// Free slots; the last one is given first.
+    pub(super) free: Vec<u32>,
+    /// Ready and idle slots as (key, unit, slot): the first one gives way first.
+    pub(super) idle: BTreeSet<(OrderedKey, u32, u32)>,
+}
+
+impl Pool {
+    pub(super) fn new(n_slots: u32) -> Self {
+        Self {
+            slots: vec![Slot::default(); n_slots as usize],
+            free: (0..n_slots).rev().collect(),
+            idle: BTreeSet::new(),
+        }
+    }
+
+    /// Slots that can be had: free, or ready and idle.
+    pub(super) fn n_available(&self) -> u32 {
+        super::index_u32(self.free.len() + self.idle.len())
+    }
+
+    /// The key of the unit that would give way next.
+    pub(super) fn coldest_key(&self) -> Option<f64> {
+        self.idle.first().map(|&(key, _, _)| key.get())
+    }
+
+    /// Takes a free slot, or else the coldest idle one with the unit that loses it.
+    pub(super) fn take(&mut self) -> Option<(u32, Option<u32>)> {
+        if let Some(slot) = self.free.pop() {
+            return Some((slot, None));
+        }
+        let (_, unit, slot) = self.idle.pop_first()?;
+        Some((slot, Some(unit)))
+    }
+
+    /// Puts a slot into the index if it has become ready and idle.
+    pub(super) fn settle(&mut self, slot_index: u32, key: f64) {
+        let slot = &mut self.slots[slot_index as usize];
+        if let (SlotState::Ready, Some(unit), None) = (slot.state(), slot.unit, slot.indexed) {
+            let key = OrderedKey::new(key);
+            slot.indexed = Some(key);
+            self.idle.insert((key, unit, slot_index));
+        }
+    }
+
+    /// Takes a slot out of the index, if it is there.
+    pub(super) fn leave_index(&mut self, slot_index: u32) {
+        let slot = &mut self.slots[slot_index as usize];
+        if let (Some(key), Some(unit)) = (slot.indexed.take(), slot.unit) {
+            self.idle.remove(&(key, unit, slot_index));
+        }
+    }
+
+    /// Its unit's key has changed.
+    pub(super) fn rekey(&mut self, slot_index: u32, key: f64) {
+        if self.slots[slot_index as usize].indexed.is_some() {
+            self.leave_index(slot_index);
+            self.settle(slot_index, key);
+        }
+    }
+
+    /// Makes a slot free, whatever it was doing.
+    pub(super) fn vacate(&mut self, slot_index: u32) {
+        self.leave_index(slot_index);
+        self.slots[slot_index as usize] = Slot::default();
+        self.free.push(slot_index);
+    }
+
+    /// Grows or shrinks to `n_slots`; returns the units that lost their slot, or the first slot
+    /// that can't go now.
+    pub(super) fn resize(&mut self, n_slots: u32) -> Result<Vec<u32>, SlotId> {
+        let old = super::index_u32(self.slots.len());
+        let is_busy = |&slot: &u32| {
+            matches!(self.slots[slot as usize].state(), SlotState::InUse | SlotState::Filling)
+        };
+        if let Some(busy) = (n_slots..old).find(is_busy) {
+            return Err(SlotId(busy));
+        }
+        let mut leaving = Vec::new();
+        for slot in n_slots..old {
+            self.leave_index(slot);
+            leaving.extend(self.slots[slot as usize].unit);
+        }
+        self.slots.resize(n_slots as usize, Slot::default());
+        self.free.retain(|&slot| slot < n_slots);
+        self.free.extend((old..n_slots).rev());
+        Ok(leaving)
+    }
+}
