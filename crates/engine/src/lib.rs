@@ -1,1 +1,39 @@
+//! A loaded model: planned, loaded, streamed, and made to generate.
+//!
+//! One thread owns the model and consumes [`EngineEvent`]s; nothing else changes its state. Who
+//! wants text holds an [`Engine`] and sends events.
+//!
+//! This crate joins what the crates below it keep apart: it reads a model's description (`gguf`)
+//! and the machine's (`profile`), asks for a plan (`plan`), loads (`llama`), and streams weights by
+//! joining slots (`tier`), reads (`io`) and device memory (`llama`). It knows no HTTP and no FFI.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
+mod chat;
+mod engine;
+mod generate;
+mod load;
+mod machine;
+mod report;
+mod store;
+mod stream;
+mod text;
+mod trace;
+
+pub use chat::{ChatError, ChatTemplate, Message};
+pub use engine::{Engine, EngineEvent, EngineGone};
+pub use generate::{Finish, GenerateError, GenerateRequest, Generated, Update};
+pub use load::{
+    LoadError, LoadOptions, Loaded, Progress, ReaderFactory, estimate, load, load_baseline, plan_only,
+};
+pub use machine::{Survey, devices, survey};
+pub use report::{LoadSummary, RunStats, mode_name};
+pub use store::{ResolveError, Stores};
+pub use stream::StreamStats;
+pub use text::{Filtered, StopFilter, Utf8Assembler};
+
+pub use hypura_gguf as gguf;
+pub use hypura_io as io;
+pub use hypura_llama as llama;
+pub use hypura_plan as plan;
+pub use hypura_profile as profile;

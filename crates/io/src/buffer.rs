@@ -28,7 +28,7 @@ enum Owner {
 }
 
 /// Memory for a [`Buffer`] couldn't be had.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocError {
     /// The alignment is no power of two, or `len` rounded up to it overflows.

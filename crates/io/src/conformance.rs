@@ -2,6 +2,7 @@
 //!
 //! It panics where an engine breaks a promise, so it is to be called from a test. Compiled for
 //! tests of this crate, and with the feature `conformance`.
+#![allow(clippy::indexing_slicing)] // a panic is how it reports
 
 use std::any::Any;
 use std::collections::BTreeSet;

@@ -2,15 +2,15 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
 
-use crate::range::{BOUNCE_BYTES_MIN, Destination, Moved, RangeError, read_range};
+use crate::job::{Job, Piece, lock};
+use crate::range::{BOUNCE_BYTES_MIN, Moved, RangeError};
 use crate::{
-    AllocError, Buffer, Completion, DIRECT_ALIGN_MAX, File, Priority, QueueFull, ReadEngine,
-    ReadError, ReadRequest, ReadStats, Slack, Wait,
+    AllocError, Buffer, Completion, DIRECT_ALIGN_MAX, Priority, QueueFull, ReadEngine, ReadRequest,
+    ReadStats, Wait,
 };
 
 /// A [`ReadEngine`] of threads that call `preadv`.
@@ -139,16 +139,14 @@ impl ReadEngine for PreadPool {
         self.requests += 1;
         self.asked_bytes = self.asked_bytes.saturating_add(request.len as u64);
         if let Err(error) = request.check() {
-            let job = Job::new(request, 0);
-            self.shared.finish(&job, Err(error));
+            self.shared.finish(Job::without_pieces(request).complete(Err(error)));
             return Ok(());
         }
-        let lengths = pieces(&request, self.config.chunk_bytes);
-        let job = Arc::new(Job::new(request, lengths.len()));
-        if lengths.is_empty() {
-            self.shared.finish(&job, Ok(()));
+        let (job, pieces) = Job::split(request, self.config.chunk_bytes);
+        if pieces.is_empty() {
+            self.shared.finish(job.complete(Ok(())));
         } else {
-            self.shared.queue(&job, &lengths);
+            self.shared.queue(pieces);
         }
         Ok(())
     }
@@ -235,69 +233,6 @@ struct MovedTotal {
     system_calls: AtomicU64,
 }
 
-/// A request that is being read.
-#[derive(Debug)]
-struct Job {
-    tag: u64,
-    file: Arc<File>,
-    offset: u64,
-    len: usize,
-    buffer_offset: usize,
-    slack: Slack,
-    priority: Priority,
-    submitted: Instant,
-    /// The first byte of the buffer that `state` holds.
-    memory: Address,
-    pieces_left: AtomicUsize,
-    state: Mutex<JobState>,
-}
-
-#[derive(Debug)]
-struct JobState {
-    /// Taken when the job is finished.
-    buffer: Option<Buffer>,
-    /// The failed piece that is first in the file: its place in the request, and its error.
-    error: Option<(usize, RangeError)>,
-}
-
-/// The memory of a job's buffer, seen from its pieces.
-#[derive(Debug, Clone, Copy)]
-struct Address(*mut u8);
-
-// SAFETY: the address is used only by the pieces of the job whose buffer it belongs to. The buffer
-// stays in the job until all pieces are done, and the pieces write to disjoint parts of it.
-unsafe impl Send for Address {}
-// SAFETY: as above.
-unsafe impl Sync for Address {}
-
-/// A part of a request that one thread reads.
-#[derive(Debug)]
-struct Piece {
-    job: Arc<Job>,
-    /// Where it begins in the request, in bytes.
-    at: usize,
-    len: usize,
-}
-
-/// The lengths of the pieces of a request: about equal, at most a chunk, with their borders at
-/// multiples of the alignment in the file, so that only the ends of the request are unaligned.
-fn pieces(request: &ReadRequest, chunk_bytes: usize) -> Vec<usize> {
-    let block = request.file.alignment().offset;
-    let head = usize::try_from(request.offset % block as u64).unwrap_or(0); // less than a block
-    let total = head + request.len;
-    let chunk_bytes = chunk_bytes / block * block; // at least a block, see CHUNK_BYTES_MIN
-    let count = total.div_ceil(chunk_bytes).max(1);
-    let step = total.div_ceil(count).next_multiple_of(block);
-    let mut lengths = Vec::with_capacity(count);
-    let mut at = head;
-    while at < total {
-        let end = (at / step + 1).saturating_mul(step).min(total);
-        lengths.push(end - at);
-        at = end;
-    }
-    lengths
-}
-
 impl Shared {
     fn new(read_ahead_threads: usize) -> Shared {
         Shared {
@@ -315,20 +250,18 @@ impl Shared {
         }
     }
 
-    fn queue(&self, job: &Arc<Job>, lengths: &[usize]) {
+    fn queue(&self, pieces: Vec<Piece>) {
+        let count = pieces.len();
         {
             let mut queues = lock(&self.queues);
-            let queue = match job.priority {
-                Priority::Demand => &mut queues.demand,
-                Priority::ReadAhead => &mut queues.read_ahead,
-            };
-            let mut at = 0;
-            for &len in lengths {
-                queue.push_back(Piece { job: Arc::clone(job), at, len });
-                at += len;
+            for piece in pieces {
+                match piece.priority() {
+                    Priority::Demand => queues.demand.push_back(piece),
+                    Priority::ReadAhead => queues.read_ahead.push_back(piece),
+                }
             }
         }
-        for _ in lengths {
+        for _ in 0..count {
             self.queues_changed.notify_one();
         }
     }
@@ -341,13 +274,15 @@ impl Shared {
             let read = catch_unwind(AssertUnwindSafe(|| piece.read(bounce, &mut moved)))
                 .unwrap_or(Err(RangeError::Panicked));
             self.moved.add(&moved);
-            if piece.job.priority == Priority::ReadAhead {
-                // The thread that frees the place goes on to take it, so nobody needs waking.
-                lock(&self.queues).read_ahead_running -= 1;
+            if piece.priority() == Priority::ReadAhead {
+                let mut queues = lock(&self.queues);
+                queues.read_ahead_running -= 1;
+                // This thread may go on with a demand read, so another one has to look.
+                if !queues.read_ahead.is_empty() {
+                    self.queues_changed.notify_one();
+                }
             }
-            if let Some(result) = piece.finish(read) {
-                self.finish(&piece.job, result);
-            }
+            self.finish(piece.finish(read));
         }
     }
 
@@ -365,20 +300,12 @@ impl Shared {
         }
     }
 
-    /// Hands a job whose pieces are all done back to the owner of the pool.
-    fn finish(&self, job: &Job, result: Result<(), ReadError>) {
-        let Some(buffer) = lock(&job.state).buffer.take() else { return };
-        lock(&self.finished).push(Completion {
-            tag: job.tag,
-            buffer,
-            result,
-            offset: job.offset,
-            len: job.len,
-            buffer_offset: job.buffer_offset,
-            priority: job.priority,
-            latency: job.submitted.elapsed(),
-        });
-        self.finished_changed.notify_one();
+    /// Hands a request that is done, if it is, back to the owner of the pool.
+    fn finish(&self, completion: Option<Completion>) {
+        if let Some(completion) = completion {
+            lock(&self.finished).push(completion);
+            self.finished_changed.notify_one();
+        }
     }
 }
 
@@ -404,78 +331,11 @@ impl MovedTotal {
     }
 }
 
-impl Job {
-    fn new(mut request: ReadRequest, pieces: usize) -> Job {
-        Job {
-            tag: request.tag,
-            offset: request.offset,
-            len: request.len,
-            buffer_offset: request.buffer_offset,
-            slack: request.slack,
-            priority: request.priority,
-            submitted: Instant::now(),
-            memory: Address(request.buffer.as_mut_ptr()),
-            pieces_left: AtomicUsize::new(pieces),
-            state: Mutex::new(JobState { buffer: Some(request.buffer), error: None }),
-            file: request.file,
-        }
-    }
-}
-
-impl Piece {
-    fn read(&self, bounce: &mut Buffer, moved: &mut Moved) -> Result<(), RangeError> {
-        let job = &self.job;
-        // Only the ends of the request have slack; between pieces there is somebody else's data.
-        let is_first = self.at == 0;
-        let is_last = self.at + self.len == job.len;
-        let destination = Destination {
-            ptr: job.memory.0.wrapping_add(job.buffer_offset + self.at),
-            len: self.len,
-            slack: Slack {
-                head: if is_first { job.slack.head } else { 0 },
-                tail: if is_last { job.slack.tail } else { 0 },
-            },
-        };
-        // SAFETY: the request was checked to lie inside its buffer with its slack; the buffer
-        // stays in the job until its last piece is done; pieces don't overlap, nor does the slack
-        // at the ends of the request overlap any piece.
-        unsafe { read_range(&job.file, job.offset + self.at as u64, destination, bounce, moved) }
-    }
-
-    /// Notes how the piece went; the result of the whole request if it was the last one.
-    fn finish(&self, read: Result<(), RangeError>) -> Option<Result<(), ReadError>> {
-        let job = &self.job;
-        if let Err(error) = read {
-            let mut state = lock(&job.state);
-            let is_first = state.error.as_ref().is_none_or(|(at, _)| self.at < *at);
-            if is_first {
-                state.error = Some((self.at, error));
-            }
-        }
-        // AcqRel: whoever sees zero sees what all other pieces wrote.
-        if job.pieces_left.fetch_sub(1, Ordering::AcqRel) != 1 {
-            return None;
-        }
-        Some(match lock(&job.state).error.take() {
-            None => Ok(()),
-            Some((at, RangeError::Eof { got })) => {
-                Err(RangeError::Eof { got: at + got }.at(&job.file, job.offset, job.len))
-            }
-            Some((_, error)) => Err(error.at(&job.file, job.offset, job.len)),
-        })
-    }
-}
-
-/// Locks, also after a panic elsewhere: no invariant spans the code that may panic under a lock.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Access;
     use crate::conformance::{Sample, run};
+    use crate::{Access, Slack};
 
     fn pool(config: PoolConfig) -> PreadPool {
         PreadPool::new(config).expect("a pool")
@@ -516,34 +376,6 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_even_and_cut_at_blocks() {
-        let sample = Sample::new(100);
-        let check = |access, offset: u64, len: usize, chunk: usize| {
-            let file = Arc::new(sample.open(access));
-            let block = file.alignment().offset as u64;
-            let mut request = ReadRequest::new(file, offset, Buffer::aligned(0, 1).unwrap(), 0);
-            request.len = len;
-            let lengths = pieces(&request, chunk);
-            assert_eq!(lengths.iter().sum::<usize>(), len);
-            let mut at = offset;
-            for (index, &length) in lengths.iter().enumerate() {
-                assert!(length > 0 && length <= chunk);
-                assert!(index == 0 || at.is_multiple_of(block), "cut at {at}, block {block}");
-                at += length as u64;
-            }
-            lengths.len()
-        };
-        for access in [Access::Direct, Access::Buffered] {
-            assert_eq!(check(access, 0, 0, 1 << 20), 0);
-            assert_eq!(check(access, 5, 1, 1 << 20), 1);
-            assert_eq!(check(access, 0, 1 << 20, 1 << 20), 1);
-            assert_eq!(check(access, 8192, (1 << 20) + 4096, 1 << 20), 2);
-            assert!((4..=5).contains(&check(access, 4095, (4 << 20) - 1, 1 << 20)));
-            assert!((99..=101).contains(&check(access, 77, 6_500_000, 64 << 10)));
-        }
-    }
-
-    #[test]
     fn demand_overtakes_queued_read_ahead() {
         let mut queues = Queues {
             demand: VecDeque::new(),
@@ -553,20 +385,25 @@ mod tests {
             closed: false,
         };
         let file = Arc::new(Sample::new(100).open(Access::Buffered));
-        let piece = |tag| {
+        let mut piece = |priority| {
             let buffer = Buffer::aligned(1, 1).expect("memory");
-            let job = Arc::new(Job::new(ReadRequest::new(Arc::clone(&file), 0, buffer, tag), 1));
-            Piece { job, at: 0, len: 1 }
+            let request = ReadRequest::new(Arc::clone(&file), 0, buffer, 0);
+            let (_, pieces) = Job::split(ReadRequest { priority, ..request }, 1 << 20);
+            let queue = match priority {
+                Priority::Demand => &mut queues.demand,
+                Priority::ReadAhead => &mut queues.read_ahead,
+            };
+            queue.extend(pieces);
         };
-        queues.read_ahead.extend([piece(1), piece(2), piece(3)]);
-        queues.demand.push_back(piece(4));
-        let mut take = || queues.take().map(|piece| piece.job.tag);
+        let (demand, read_ahead) = (Priority::Demand, Priority::ReadAhead);
+        [read_ahead, read_ahead, read_ahead, demand].into_iter().for_each(&mut piece);
+        let mut take = || queues.take().map(|piece| piece.priority());
         // The third read-ahead has to wait until one of the two threads is done.
-        assert_eq!([take(), take(), take(), take()], [Some(4), Some(1), Some(2), None]);
+        let (demand, read_ahead) = (Some(demand), Some(read_ahead));
+        assert_eq!([take(), take(), take(), take()], [demand, read_ahead, read_ahead, None]);
         queues.read_ahead_running -= 1;
-        queues.demand.push_back(piece(5));
-        let mut take = || queues.take().map(|piece| piece.job.tag);
-        assert_eq!([take(), take(), take()], [Some(5), Some(3), None]);
+        let mut take = || queues.take().map(|piece| piece.priority());
+        assert_eq!([take(), take()], [read_ahead, None]);
     }
 
     #[test]
@@ -605,16 +442,5 @@ mod tests {
         if sample.open(Access::Direct).alignment().memory > 1 {
             check(65536, 131_072, place + 1, wide, 131_072);
         }
-    }
-
-    #[test]
-    fn the_failure_that_is_first_in_the_file_is_the_result() {
-        let file = Arc::new(Sample::new(100).open(Access::Buffered));
-        let buffer = Buffer::aligned(10, 1).expect("memory");
-        let job = Arc::new(Job::new(ReadRequest::new(file, 5, buffer, 7), 2));
-        let piece = |at| Piece { job: Arc::clone(&job), at, len: 5 };
-        assert!(piece(5).finish(Err(RangeError::Eof { got: 1 })).is_none());
-        let result = piece(0).finish(Err(RangeError::Panicked)).expect("the last piece");
-        assert!(matches!(result, Err(ReadError::Panicked { offset: 5, .. })));
     }
 }

@@ -413,6 +413,33 @@ mod tests {
     }
 
     #[test]
+    fn short_reads_go_on() {
+        let sample = Sample::new(300_000);
+        let check = |access, longest: usize, offset: u64, len: usize, is_still_direct: bool| {
+            let file = sample.open(access);
+            let was_direct = file.is_direct();
+            let mut buffer = Buffer::aligned(len + 8192, 4096).expect("memory");
+            let place = 4096 + usize::try_from(offset % 4096).expect("small");
+            let out = buffer.as_mut_slice().get_mut(place..place + len).expect("room");
+            crate::sys::tests::LONGEST.set(longest);
+            let read = read_exact_at(&file, offset, out);
+            crate::sys::tests::LONGEST.set(usize::MAX);
+            read.expect("a success");
+            assert!(out == sample.bytes(offset, len), "wrong bytes at {longest}");
+            assert_eq!(file.is_direct(), was_direct && is_still_direct);
+        };
+        for (offset, len) in [(0, 100_000), (77, 100_000), (200_001, 99_999)] {
+            check(Access::Direct, 4096, offset, len, true);
+            check(Access::Direct, 3 * 4096, offset, len, true);
+            // Odd lengths: what is beyond the last whole block is read again.
+            check(Access::Direct, 5000, offset, len, true);
+            // Less than a block at a time: no direct read gets anywhere.
+            check(Access::Direct, 100, offset, len, false);
+            check(Access::Buffered, 100, offset, len, false);
+        }
+    }
+
+    #[test]
     fn segments_are_skipped_in_order() {
         let mut memory = [0u8; 30];
         let base = memory.as_mut_ptr();

@@ -15,6 +15,7 @@ mod cookie;
 mod log;
 mod model;
 pub mod plain;
+pub mod process;
 pub mod quants;
 mod sampler;
 mod threads;

@@ -15,7 +15,7 @@ use crate::rng::Rng;
 pub enum Worth {
     /// Exactly zero, whatever the quants are.
     Zero,
-    /// Mean about 0 with this root mean square.
+    /// Random with mean 0 and this root mean square.
     Rms(f32),
 }
 
@@ -96,10 +96,16 @@ pub fn fill(ty: GgmlType, worth: Worth, rng: &mut Rng, out: &mut [u8]) -> Result
         .map(|&(offset, multiple)| Ok((offset, f16_bytes(d * multiple, ty)?)))
         .collect::<Result<Vec<_>, BlockError>>()?;
     rng.fill(out);
+    let first_scale = layout.scales.first().map_or(0, |&(offset, _)| offset);
     for block in out.chunks_exact_mut(block_bytes) {
-        for (offset, bytes) in &scales {
-            for (byte, value) in block.iter_mut().skip(*offset).zip(bytes) {
-                *byte = *value;
+        // Integers such as -8..8 have a mean of -1/2. Were it the same in all blocks, every layer
+        // would multiply the mean of its input by the root of its width, and soon nothing else
+        // would be left: the scales of a block have a random sign.
+        let random = block.get(first_scale).copied().unwrap_or(0);
+        let sign = if worth == Worth::Zero { 0 } else { random & F16_SIGN };
+        for (offset, [low, high]) in &scales {
+            if let Some(scale) = block.get_mut(*offset..*offset + 2) {
+                scale.copy_from_slice(&[*low, *high | sign]);
             }
         }
     }
@@ -112,10 +118,15 @@ pub(crate) fn inverse_root(n_in: u64) -> f32 {
     1.0 / (n_in.max(1) as f32).sqrt()
 }
 
-/// A number in half precision, by ggml.
-fn f16_bytes(value: f32, ty: GgmlType) -> Result<Vec<u8>, BlockError> {
+/// The sign in the higher byte of a number in half precision.
+const F16_SIGN: u8 = 0x80;
+
+/// A number in half precision, lower byte first, by ggml.
+fn f16_bytes(value: f32, ty: GgmlType) -> Result<[u8; 2], BlockError> {
     quants::quantize_rows(GgmlType::F16.id(), &[value], 1)
-        .map_err(|_| BlockError::Unsupported { ty })
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or(BlockError::Unsupported { ty })
 }
 
 fn supported_names() -> String {
@@ -147,8 +158,7 @@ mod tests {
                 let square = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n;
                 let ratio = square.sqrt() / f64::from(rms);
                 assert!((ratio - 1.0).abs() < 0.02, "{ty} at {rms}: {ratio}");
-                // Q4_0 and its kin are not symmetric: -8..8 has the mean -0.5.
-                assert!(mean.abs() < 0.12 * f64::from(rms), "{ty} at {rms}: mean {mean}");
+                assert!(mean.abs() < 0.01 * f64::from(rms), "{ty} at {rms}: mean {mean}");
             }
         }
     }

@@ -144,12 +144,7 @@ impl Shape {
         };
         // A gain of 2 spreads the logits, so that greedy text is not one token for ever.
         let mut jobs = vec![
-            Job::new(
-                "token_embd.weight",
-                self.ty,
-                &[n_embd, n_vocab],
-                Rows::New(Worth::Rms(1.0)),
-            ),
+            Job::new("token_embd.weight", self.ty, &[n_embd, n_vocab], Rows::New(Worth::Rms(1.0))),
             norm("output_norm.weight"),
             matrix("output.weight", n_embd, n_vocab, 2.0),
         ];
@@ -182,7 +177,9 @@ mod tests {
         let bytes: u64 = shape
             .jobs()
             .iter()
-            .map(|job| job.ty.row_bytes(job.dims[0]).unwrap() * job.dims[1..].iter().product::<u64>())
+            .map(|job| {
+                job.ty.row_bytes(job.dims[0]).unwrap() * job.dims[1..].iter().product::<u64>()
+            })
             .sum();
         assert_eq!(bytes / 10_000_000, 407);
     }

@@ -117,16 +117,28 @@ pub(crate) fn write(
     seed: u64,
     progress: Progress<'_>,
 ) -> Result<(), StreamError> {
+    let n_threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    write_by(n_threads, path, metadata, jobs, seed, progress)
+}
+
+fn write_by(
+    n_threads: usize,
+    path: &Path,
+    metadata: Metadata,
+    jobs: &[Job],
+    seed: u64,
+    progress: Progress<'_>,
+) -> Result<(), StreamError> {
     let write_error = |source| StreamError::Write { path: path.to_owned(), source };
     let mut writer = Writer::new(metadata, ALIGNMENT).map_err(write_error)?;
     for job in jobs {
         writer.add_tensor(&job.name, job.ty, &job.dims).map_err(write_error)?;
     }
     let total_bytes = writer.data_bytes() + writer.header().len() as u64;
-    let slabs = cut(jobs, seed)?;
+    // Before the slabs are cut: a model that no disk holds would have a great many.
     let mut new = NewFile::create(path, total_bytes)?;
+    let slabs = cut(jobs, seed)?;
 
-    let n_threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     thread::scope(|scope| {
         let receivers: Vec<Receiver<_>> = (0..n_threads)
             .map(|thread| {
@@ -159,9 +171,7 @@ pub(crate) fn write(
         drop(receivers);
         match failure {
             Some(error) => Err(error),
-            None => result
-                .and_then(|()| out.flush().map_err(WriteError::Io))
-                .map_err(write_error),
+            None => result.and_then(|()| out.flush().map_err(WriteError::Io)).map_err(write_error),
         }
     })?;
     new.publish()?;
@@ -181,9 +191,10 @@ fn cut(jobs: &[Job], seed: u64) -> Result<Vec<Slab>, StreamError> {
             let end = n_rows.min(start + step);
             // Named by the tensor and the row, not by a running number: whatever else the model
             // holds, a tensor's random numbers stay the same.
-            let name = job.name.bytes().fold(seed, |hash, byte| {
-                Rng::new(hash ^ u64::from(byte)).next_u64()
-            });
+            let name = job
+                .name
+                .bytes()
+                .fold(seed, |hash, byte| Rng::new(hash ^ u64::from(byte)).next_u64());
             slabs.push(Slab { job: index, rows: start..end, seed: name.wrapping_add(start) });
             start = end;
         }
@@ -314,8 +325,11 @@ impl Job {
             return Ok(());
         }
         let worth = Worth::Rms(self.rows.new_columns_rms);
-        let old_bytes =
-            self.ty.row_bytes(source.columns).filter(|&b| b > 0).ok_or_else(|| self.shape_error())?;
+        let old_bytes = self
+            .ty
+            .row_bytes(source.columns)
+            .filter(|&b| b > 0)
+            .ok_or_else(|| self.shape_error())?;
         let new_bytes =
             self.row_bytes()?.checked_sub(old_bytes).ok_or_else(|| self.shape_error())?;
         for row in old.chunks_exact(to_usize(old_bytes)) {
@@ -339,8 +353,7 @@ impl Source {
     /// Reads `n` rows from `row` on, counted over all matrices; `None` if there are no such rows.
     fn read(&self, row: u64, n: u64) -> Result<Vec<u8>, Option<io::Error>> {
         let row_bytes = self.ty.row_bytes(self.columns).ok_or(None)?;
-        let (start, len) =
-            row.checked_mul(row_bytes).zip(n.checked_mul(row_bytes)).ok_or(None)?;
+        let (start, len) = row.checked_mul(row_bytes).zip(n.checked_mul(row_bytes)).ok_or(None)?;
         let mut bytes = vec![0; to_usize(len)];
         self.file.read_exact_at(&mut bytes, self.offset + start)?;
         Ok(bytes)
@@ -350,4 +363,91 @@ impl Source {
 /// Lengths of buffers: a few MiB, or a single row.
 fn to_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of 64 rows of 32 numbers in F32, each the number of its row.
+    fn numbers(folder: &Path) -> Source {
+        let path = folder.join("numbers");
+        let bytes: Vec<u8> =
+            (0..64u8).flat_map(|row| [row; 32]).flat_map(|n| f32::from(n).to_le_bytes()).collect();
+        std::fs::write(&path, bytes).unwrap();
+        let file = Arc::new(File::open(&path).unwrap());
+        // Four matrices of 16 rows.
+        Source { file, path, offset: 0, ty: GgmlType::F32, columns: 32, n_rows: 16 }
+    }
+
+    fn file_of(n_threads: usize, folder: &Path, jobs: &[Job]) -> Vec<u8> {
+        let path = folder.join("out.gguf");
+        write_by(n_threads, &path, Metadata::new(), jobs, 1, &mut |_, _| {}).unwrap();
+        std::fs::read(&path).unwrap()
+    }
+
+    #[test]
+    fn the_bytes_do_not_depend_on_the_number_of_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        // 17 slabs and a part, and small tensors between.
+        let random = Rows::New(Worth::Rms(1.0));
+        let jobs = [
+            Job::new("a", GgmlType::Q8_0, &[4096, 16_500], random),
+            Job::new("norm", GgmlType::F32, &[7], Rows::Ones),
+            Job::new("b", GgmlType::Q4_0, &[64, 3, 5], random),
+            Job::copy("c", &[32, 16, 4], numbers(folder.path())),
+        ];
+        let one = file_of(1, folder.path(), &jobs);
+        assert!(one == file_of(3, folder.path(), &jobs));
+        let slabs: Vec<&[u8]> = one.chunks(to_usize(SLAB_BYTES)).collect();
+        assert!(slabs.windows(2).all(|pair| pair[0] != pair[1]), "each slab is another");
+    }
+
+    #[test]
+    fn segments_repeat_for_each_matrix() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = numbers(folder.path());
+        let old = |first, n_rows| Segment { n_rows, rows: Rows::Old { first } };
+        let rows = RowPlan {
+            segments: vec![old(8, 8), Segment { n_rows: 1, rows: Rows::Ones }, old(0, 2)],
+            source: Some(source),
+            new_columns_rms: 0.0,
+        };
+        let dims = vec![32, 11, 4];
+        let job = Job { name: "x".into(), ty: GgmlType::F32, dims, rows };
+        let slab = |rows| Slab { job: 0, rows, seed: 0 };
+        let firsts = |rows: Range<u64>| -> Vec<f32> {
+            let bytes = job.make(&slab(rows)).unwrap();
+            let number = |row: &[u8]| f32::from_le_bytes([row[0], row[1], row[2], row[3]]);
+            bytes.chunks(128).map(number).collect()
+        };
+        let first = [8., 9., 10., 11., 12., 13., 14., 15., 1., 0., 1.];
+        assert_eq!(firsts(0..11), first);
+        assert_eq!(firsts(7..13), [15., 1., 0., 1., 24., 25.]);
+        assert_eq!(firsts(42..44), [48., 49.]);
+        // Any cut gives the same rows.
+        let whole = firsts(0..44);
+        let pieces: Vec<f32> = (0..44).flat_map(|row| firsts(row..row + 1)).collect();
+        assert_eq!(whole, pieces);
+    }
+
+    #[test]
+    fn a_source_that_ends_early_is_an_error_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut source = numbers(folder.path());
+        source.offset = 4;
+        let random = Rows::New(Worth::Rms(1.0));
+        let jobs = [
+            Job::new("a", GgmlType::Q8_0, &[4096, 8000], random),
+            Job::copy("c", &[32, 16, 4], source),
+            Job::new("b", GgmlType::Q8_0, &[4096, 8000], random),
+        ];
+        let out = folder.path().join("out.gguf");
+        for n_threads in [1, 2, 5] {
+            let result = write_by(n_threads, &out, Metadata::new(), &jobs, 1, &mut |_, _| {});
+            let error = result.unwrap_err();
+            assert!(matches!(&error, StreamError::Source { .. }), "{error}");
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "only the source");
+        }
+    }
 }

@@ -31,11 +31,11 @@ pub const TIMES_MAX: u32 = 4096;
 pub struct Options {
     /// K, at least 1: how many times the old width the new one is.
     pub times: u32,
-    /// Type of the widened matrices; `None` keeps that of each.
+    /// Type of the widened matrices; `None` leaves that to `requantize`.
     pub ffn_type: Option<GgmlType>,
-    /// Type of all other matrices whose rows are whole blocks of it, norms and routers excepted;
-    /// `None` keeps them as they are.
-    pub other_type: Option<GgmlType>,
+    /// Type of all matrices whose rows are whole blocks of it, norms and routers excepted; `None`
+    /// keeps that of each.
+    pub requantize: Option<GgmlType>,
     /// Seed of the new weights.
     pub seed: u64,
 }
@@ -75,9 +75,7 @@ pub enum WidenError {
         "the metadata key {key:?} is missing or can't be multiplied; the width can't be written down"
     )]
     Key { key: String },
-    #[error(
-        "experts and dense layers share the width in {key:?}; such models can't be widened"
-    )]
+    #[error("experts and dense layers share the width in {key:?}; such models can't be widened")]
     SharedWidth { key: String },
 }
 
@@ -226,7 +224,7 @@ impl Widening {
             let width = old.ok_or_else(|| WidenError::Key { key: key.clone() })?;
             metadata.insert(key.as_str(), width);
         }
-        if let Some(file_type) = options.ffn_type.and_then(file_type) {
+        if let Some(file_type) = options.ffn_type.or(options.requantize).and_then(file_type) {
             metadata.insert("general.file_type", file_type);
         }
         if options.times > 1 {
@@ -239,13 +237,14 @@ impl Widening {
     /// How to write one tensor.
     fn job(&self, tensor: &Tensor, source: Source, options: &Options) -> Result<Job, WidenError> {
         let Some((_, part)) = self.part_of(tensor) else {
-            let ty = options.other_type.filter(|&ty| may_requantize(tensor, ty));
+            let ty = options.requantize.filter(|&ty| may_requantize(tensor, ty));
             return Ok(match ty {
                 Some(ty) => Job::convert(&tensor.name, ty, shape(tensor), source),
                 None => Job::copy(&tensor.name, shape(tensor), source),
             });
         };
-        let ty = options.ffn_type.unwrap_or(tensor.ty);
+        let requantized = options.requantize.filter(|&ty| may_requantize(tensor, ty));
+        let ty = options.ffn_type.or(requantized).unwrap_or(tensor.ty);
         if options.times > 1 && !blocks::is_supported(ty) {
             return Err(WidenError::Type { name: tensor.name.clone(), ty });
         }
@@ -288,7 +287,7 @@ fn widened(tensor: &Tensor, part: Part, ty: GgmlType, source: Source, times: u64
     Job { name: tensor.name.clone(), ty, dims, rows }
 }
 
-/// Whether a tensor that is not widened may take another type.
+/// Whether a tensor may take another type although nobody asked for this tensor.
 fn may_requantize(tensor: &Tensor, ty: GgmlType) -> bool {
     let is_matrix = tensor.n_dims >= 2 && tensor.name.ends_with(".weight");
     let is_large = matches!(
@@ -342,8 +341,8 @@ fn open_files(model: &Model, out: &Path) -> Result<Vec<(Arc<File>, PathBuf)>, Wi
         if out_path.is_some() && fs::canonicalize(path).ok() == out_path {
             return Err(StreamError::from(OutputError::Source { path: out.to_owned() }).into());
         }
-        let file = File::open(path)
-            .map_err(|source| WidenError::Read { path: path.clone(), source })?;
+        let file =
+            File::open(path).map_err(|source| WidenError::Read { path: path.clone(), source })?;
         Ok((Arc::new(file), path.clone()))
     };
     model.files.iter().map(|file| open(&file.path)).collect()

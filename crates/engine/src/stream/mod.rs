@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use hypura_io as io;
 use hypura_llama::tiered::{Residency, ResidencyError, Routing, StreamMemory};
-use hypura_tier::{Parts, SlotTable, TableSpec, TierStats, UnitId};
+use hypura_tier::{Parts, SlotTable, TableSpec, UnitId};
+use serde::Serialize;
 
 use reads::{Arrival, Read, Reads, Target};
 pub(crate) use ring::MatrixSource;
@@ -56,21 +57,47 @@ pub(crate) struct Sources {
     pub(crate) rows: Option<RowSource>,
 }
 
-/// What streaming did since it began, or since the counters were last taken.
-#[derive(Debug, Clone, Copy, Default)]
+/// What streaming did since it began, or in a part of a run.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[non_exhaustive]
 pub struct StreamStats {
     /// Bytes of weights asked from the drive.
     pub read_bytes: u64,
     /// Time that the computation waited for reads.
+    #[serde(skip)]
     pub read_wait: Duration,
     /// Time that the device computed.
+    #[serde(skip)]
     pub compute: Duration,
-    /// Lookups, hits, misses, evictions of experts.
-    pub tier: TierStats,
+    /// Experts looked up.
+    pub unit_lookups: u64,
+    /// Of these, found resident.
+    pub unit_hits: u64,
+    /// Experts that lost their slot to another one.
+    pub evictions: u64,
     /// Whole matrices used from the ring.
     pub matrices: u64,
-    /// Expert matmuls that had to be done in more than one pass.
+    /// Groups of expert matmuls that had to be done in passes.
     pub passes: u64,
+    /// Micro-batches computed.
+    pub graphs: u64,
+}
+
+impl StreamStats {
+    /// What came after `earlier`.
+    pub(crate) fn since(&self, earlier: &StreamStats) -> StreamStats {
+        StreamStats {
+            read_bytes: self.read_bytes - earlier.read_bytes,
+            read_wait: self.read_wait - earlier.read_wait,
+            compute: self.compute - earlier.compute,
+            unit_lookups: self.unit_lookups - earlier.unit_lookups,
+            unit_hits: self.unit_hits - earlier.unit_hits,
+            evictions: self.evictions - earlier.evictions,
+            matrices: self.matrices - earlier.matrices,
+            passes: self.passes - earlier.passes,
+            graphs: self.graphs - earlier.graphs,
+        }
+    }
 }
 
 /// Numbers that others read while the streamer works.
@@ -102,6 +129,7 @@ pub(crate) struct Streamer {
     compute: Duration,
     matrices: u64,
     groups: u64,
+    graphs: u64,
     shared: Arc<Shared>,
 }
 
@@ -148,6 +176,7 @@ impl Streamer {
             compute: Duration::ZERO,
             matrices: 0,
             groups: 0,
+            graphs: 0,
             shared: Arc::default(),
         })
     }
@@ -262,13 +291,17 @@ impl Streamer {
     }
 
     fn publish(&self) {
+        let tier = self.table.as_ref().map(|table| table.stats().total).unwrap_or_default();
         let stats = StreamStats {
             read_bytes: self.reads.bytes,
             read_wait: self.reads.waited,
             compute: self.compute,
-            tier: self.table.as_ref().map_or_else(TierStats::default, SlotTable::stats),
+            unit_lookups: tier.lookups,
+            unit_hits: tier.hits,
+            evictions: tier.evictions,
             matrices: self.matrices,
             passes: self.groups,
+            graphs: self.graphs,
         };
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
@@ -276,6 +309,7 @@ impl Streamer {
 
 impl Residency for Streamer {
     fn begin(&mut self, matrices: &[u32]) -> Result<(), ResidencyError> {
+        self.graphs += 1;
         self.reads.check_files()?;
         self.reads.poll(&mut self.arrived);
         self.book();

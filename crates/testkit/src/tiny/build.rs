@@ -62,7 +62,15 @@ impl Build {
                 rank: 256,
             }
         } else {
-            Sizes { n_embd: 128, n_ff: 384, n_ff_exp: 64, head: 32, n_head: 4, n_head_kv: 2, rank: 64 }
+            Sizes {
+                n_embd: 128,
+                n_ff: 384,
+                n_ff_exp: 64,
+                head: 32,
+                n_head: 4,
+                n_head_kv: 2,
+                rank: 64,
+            }
         };
         let mut metadata = Metadata::new();
         metadata.insert("general.architecture", "");

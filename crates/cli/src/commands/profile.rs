@@ -1,0 +1,138 @@
+//! `hypura profile`: what this machine is.
+
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use hypura_engine::devices;
+use hypura_engine::profile::{Effort, Profile, Query, Storage, load_or_probe};
+
+use crate::args::ProfileArgs;
+use crate::failure::UsageError;
+use crate::size::show;
+use crate::table::table;
+
+pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
+    let cache_dir = crate::home::cache()
+        .ok_or_else(|| UsageError("there is no home folder; set HYPURA_HOME".into()))?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    if let Some(file) = &args.file
+        && !file.is_file()
+    {
+        return Err(UsageError(format!("{} is no file; name a large one", file.display())).into());
+    }
+    let loaded = load_or_probe(&Query {
+        cache_dir: &cache_dir,
+        model_file: args.file.as_deref(),
+        devices: devices(),
+        effort: Effort::Full,
+        refresh: args.fresh,
+        now_unix_s: now.as_secs(),
+    })?;
+    if let Err(error) = &loaded.saved {
+        tracing::warn!("{error}");
+    }
+    if let Some(Err(error)) = loaded.storage {
+        return Err(error).context("the drive could not be measured");
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", loaded.profile.to_json())?;
+        return Ok(());
+    }
+    describe(&mut out, &loaded.profile, now)?;
+    if args.file.is_none() {
+        writeln!(out, "\nName a model file to measure its drive: hypura profile FILE")?;
+    }
+    Ok(())
+}
+
+fn describe(out: &mut impl Write, profile: &Profile, now: Duration) -> std::io::Result<()> {
+    let (cpu, memory) = (&profile.cpu, &profile.memory);
+    let mut rows = vec![
+        vec!["processor".to_owned(), cpu.model.clone()],
+        vec![
+            "cores".to_owned(),
+            format!(
+                "{} free ({} physical) of {}",
+                cpu.cores_free, cpu.cores_physical, cpu.cores_online
+            ),
+        ],
+        vec![
+            "memory".to_owned(),
+            format!("{} free for us of {}", show(memory.free_for_us()), show(memory.total_bytes)),
+        ],
+    ];
+    if let Some(limit) = memory.limit_bytes {
+        rows.push(vec!["memory limit".to_owned(), show(limit)]);
+    }
+    rows.push(vec![
+        "copying memory".to_owned(),
+        format!("{:.1} GB/s with one thread", profile.memory_copy.bytes_per_s / 1e9),
+    ]);
+    for device in &profile.devices {
+        let memory = if device.memory_total_bytes > 0 {
+            format!(", {}", show(device.memory_total_bytes))
+        } else {
+            String::new()
+        };
+        rows.push(vec![
+            format!("device {}", device.name),
+            format!("{}{memory}", device.description),
+        ]);
+    }
+    write!(out, "{}", table(&rows))?;
+    for storage in &profile.storage {
+        describe_drive(out, storage, now)?;
+    }
+    Ok(())
+}
+
+fn describe_drive(out: &mut impl Write, storage: &Storage, now: Duration) -> std::io::Result<()> {
+    let drive = &storage.drive;
+    let age_hours = now.as_secs().saturating_sub(storage.taken_unix_s) / 3600;
+    writeln!(
+        out,
+        "\nDrive of {} ({}{}), measured {}",
+        drive.mount.display(),
+        drive.fs_type,
+        if storage.direct { ", direct reads" } else { ", through the page cache" },
+        if age_hours == 0 { "just now".to_owned() } else { format!("{age_hours} h ago") }
+    )?;
+    if let Some(reason) = &storage.direct_refused {
+        writeln!(out, "  no direct reads: {reason}")?;
+    }
+    if let Some(note) = &storage.note {
+        writeln!(out, "  {note}")?;
+    }
+    let mut depths: Vec<u32> = storage.points.iter().map(|p| p.depth).collect();
+    depths.sort_unstable();
+    depths.dedup();
+    let mut sizes: Vec<u64> = storage.points.iter().map(|p| p.read_bytes).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    if sizes.is_empty() {
+        return Ok(());
+    }
+    let mut rows = vec![vec!["MB/s by read size".to_owned()]];
+    rows[0].extend(depths.iter().map(|d| format!("{d} at a time")));
+    for size in sizes {
+        let mut row = vec![show(size)];
+        for depth in &depths {
+            let point = storage.points.iter().find(|p| (p.read_bytes, p.depth) == (size, *depth));
+            row.push(point.map_or("-".to_owned(), |p| format!("{:.0}", p.bytes_per_s / 1e6)));
+        }
+        rows.push(row);
+    }
+    write!(out, "{}", table(&rows))?;
+    if let Some(latency) = &storage.small_read {
+        writeln!(
+            out,
+            "  a read of {} takes {:.0} µs (99 in 100: {:.0} µs)",
+            show(latency.read_bytes),
+            latency.p50_s * 1e6,
+            latency.p99_s * 1e6
+        )?;
+    }
+    Ok(())
+}

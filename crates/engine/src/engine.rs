@@ -1,0 +1,177 @@
+//! The thread that owns a model.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+use hypura_llama::{ModelInfo, Token};
+
+use crate::chat::{ChatError, ChatTemplate};
+use crate::generate::{GenerateError, GenerateRequest, Generated, Sequence, Update};
+use crate::load::Loaded;
+
+/// Events that wait at most; who sends more waits.
+const QUEUE_EVENTS_MAX: usize = 64;
+
+/// What the engine's thread is asked to do.
+#[non_exhaustive]
+pub enum EngineEvent {
+    /// Generate an answer.
+    Generate {
+        /// What.
+        request: Box<GenerateRequest>,
+        /// Told on the way; when nobody listens any more, the answer ends.
+        updates: Sender<Update>,
+        /// Told the end.
+        reply: Sender<Result<Generated, GenerateError>>,
+    },
+    /// Turn text into tokens.
+    Tokenize {
+        /// The text.
+        text: String,
+        /// Whether to add what the model wants around a text.
+        add_special: bool,
+        /// Told the tokens.
+        reply: Sender<Vec<Token>>,
+    },
+}
+
+/// The engine's thread has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("internal error: the engine has stopped")]
+pub struct EngineGone;
+
+/// A handle to the thread that owns a model. Dropping it ends the thread.
+pub struct Engine {
+    events: Option<SyncSender<EngineEvent>>,
+    thread: Option<JoinHandle<()>>,
+    abort: Arc<AtomicBool>,
+    info: ModelInfo,
+    template: Option<String>,
+    bos: String,
+    eos: String,
+}
+
+impl Engine {
+    /// Starts a thread that owns `loaded`.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(loaded: Loaded) -> std::io::Result<Engine> {
+        let Loaded { context, stream, .. } = loaded;
+        let model = context.model().clone();
+        let sequence = Sequence::new(context, stream);
+        let abort = sequence.abort_flag();
+        let (sender, receiver) = sync_channel(QUEUE_EVENTS_MAX);
+        let thread = std::thread::Builder::new()
+            .name("hypura-engine".into())
+            .spawn(move || run(sequence, &receiver))?;
+        let vocab = model.vocab();
+        Ok(Engine {
+            events: Some(sender),
+            thread: Some(thread),
+            abort,
+            info: model.info(),
+            template: model.chat_template(),
+            bos: vocab.bos_text().unwrap_or_default(),
+            eos: vocab.eos_text().unwrap_or_default(),
+        })
+    }
+
+    /// What llama.cpp says of the model.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// While this flag is set, answers end with [`crate::Finish::Interrupted`].
+    pub fn abort_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.abort)
+    }
+
+    /// The model's chat template; `None` when it brings none.
+    ///
+    /// # Errors
+    /// When it brings one that is not valid.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>, ChatError> {
+        let source = self.template.as_deref();
+        source.map(|source| ChatTemplate::new(source, &self.bos, &self.eos)).transpose()
+    }
+
+    /// Turns text into tokens. `add_special` adds what the model wants around a text (a rendered
+    /// chat template has it already).
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<Token>, EngineGone> {
+        // A template that writes the beginning-of-text token itself must not get a second one.
+        let add_special = add_special && (self.bos.is_empty() || !text.starts_with(&self.bos));
+        let (reply, answer) = channel();
+        self.send(EngineEvent::Tokenize { text: text.to_owned(), add_special, reply })?;
+        answer.recv().map_err(|_| EngineGone)
+    }
+
+    /// Generates an answer; tells `sink` on the way, on the calling thread.
+    ///
+    /// # Errors
+    /// When the prompt does not fit, or the computation fails; the outer error when the engine has
+    /// stopped.
+    pub fn generate(
+        &self,
+        request: GenerateRequest,
+        mut sink: impl FnMut(Update),
+    ) -> Result<Result<Generated, GenerateError>, EngineGone> {
+        let (updates, incoming) = channel();
+        let (reply, answer) = channel();
+        self.send(EngineEvent::Generate { request: Box::new(request), updates, reply })?;
+        for update in incoming {
+            sink(update);
+        }
+        answer.recv().map_err(|_| EngineGone)
+    }
+
+    fn send(&self, event: EngineEvent) -> Result<(), EngineGone> {
+        let events = self.events.as_ref().ok_or(EngineGone)?;
+        events.send(event).map_err(|_| EngineGone)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.abort.store(true, Ordering::Relaxed);
+        self.events = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine's thread panicked");
+        }
+    }
+}
+
+fn run(mut sequence: Sequence, events: &Receiver<EngineEvent>) {
+    while let Ok(event) = events.recv() {
+        match event {
+            EngineEvent::Generate { request, updates, reply } => {
+                let abort = sequence.abort_flag();
+                let mut gone = false;
+                let result = sequence.generate(&request, &mut |update| {
+                    if !gone && updates.send(update).is_err() {
+                        gone = true;
+                        abort.store(true, Ordering::Relaxed);
+                    }
+                });
+                if gone {
+                    abort.store(false, Ordering::Relaxed);
+                }
+                drop(updates);
+                // Nobody may be waiting any more.
+                let _ = reply.send(result);
+            }
+            EngineEvent::Tokenize { text, add_special, reply } => {
+                let tokens =
+                    sequence.context().model().vocab().tokenize(&text, add_special, true);
+                let _ = reply.send(tokens);
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The numbers of a run.
+
+use hypura_plan::{Mode, Plan};
+use serde::Serialize;
+
+use crate::generate::{Finish, Generated};
+use crate::load::Loaded;
+
+/// What `--stats-json` writes.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct RunStats {
+    /// `full-resident`, `expert-streaming` or `dense-streaming`.
+    pub mode: &'static str,
+    /// The layout of resident weights: `plain` or `fast`.
+    pub layout: &'static str,
+    /// Bytes of all tensors.
+    pub model_bytes: u64,
+    /// The memory budget.
+    pub budget_bytes: u64,
+    /// The most memory that was resident.
+    pub peak_rss_bytes: u64,
+    /// Compute threads.
+    pub threads: u32,
+    /// Tokens of context.
+    pub n_ctx: u32,
+    /// Tokens of a micro-batch.
+    pub n_ubatch: u32,
+    /// Time to load, in milliseconds.
+    pub load_ms: f64,
+    /// Bytes of weights read while loading (0: llama.cpp's own loader read them).
+    pub load_read_bytes: u64,
+    /// Of these, bytes of streamed tensors.
+    pub load_streamed_read_bytes: u64,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Prompt tokens computed per second.
+    pub prompt_tokens_per_s: f64,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+    /// Tokens after the first, per second.
+    pub decode_tokens_per_s: f64,
+    /// Time to the first token, in milliseconds.
+    pub ttft_ms: f64,
+    /// Bytes of weights read for prompt and answer.
+    pub weights_read_bytes: u64,
+    /// Of these, for the tokens after the first.
+    pub decode_read_bytes: u64,
+    /// Experts looked up.
+    pub unit_lookups: u64,
+    /// Of these, found resident.
+    pub unit_hits: u64,
+    /// Experts that gave way.
+    pub evictions: u64,
+    /// Groups of experts done one after another, for want of slots.
+    pub passes: u64,
+    /// Time that the computation waited for reads, in milliseconds.
+    pub read_wait_ms: f64,
+    /// Time that it computed, in milliseconds.
+    pub compute_ms: f64,
+    /// Tokens of attention state that did not have to be computed.
+    pub kv_tokens_reused: usize,
+    /// Bytes of attention state read from the cold tier; there is none yet.
+    pub kv_read_bytes: u64,
+    /// Bytes of attention state written to the cold tier; there is none yet.
+    pub kv_written_bytes: u64,
+    /// What the planner expected.
+    pub predicted_tokens_per_s: f64,
+    /// Why the answer ended.
+    pub finish: &'static str,
+    /// SHA-256 of the text.
+    pub text_sha256: String,
+}
+
+/// What is known of a loaded model before it is handed to its thread.
+#[derive(Debug, Clone)]
+pub struct LoadSummary {
+    plan: Plan,
+    layout: &'static str,
+    model_bytes: u64,
+    threads: u32,
+    load_ms: f64,
+    load_read_bytes: u64,
+    load_streamed_read_bytes: u64,
+}
+
+impl Loaded {
+    /// What a report needs of it.
+    pub fn summary(&self) -> LoadSummary {
+        LoadSummary {
+            plan: self.plan.clone(),
+            layout: match self.layout {
+                hypura_llama::Layout::Plain => "plain",
+                hypura_llama::Layout::Fast => "fast",
+            },
+            model_bytes: self.gguf.weight_bytes(),
+            threads: self.threads,
+            load_ms: self.load_time.as_secs_f64() * 1e3,
+            load_read_bytes: self.load_stats.resident_bytes_read,
+            load_streamed_read_bytes: self.load_stats.streamed_bytes_read,
+        }
+    }
+}
+
+impl LoadSummary {
+    /// The plan, as it was carried out.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The numbers of one answer.
+    pub fn run_stats(&self, answer: &Generated) -> RunStats {
+        use sha2::Digest;
+        let computed = answer.prompt_tokens - answer.reused_tokens;
+        let after_first = answer.tokens.len().saturating_sub(1);
+        let (prompt, decode) = (&answer.prompt_stream, &answer.decode_stream);
+        let digest = sha2::Sha256::digest(answer.text.as_bytes());
+        RunStats {
+            mode: mode_name(self.plan.mode),
+            layout: self.layout,
+            model_bytes: self.model_bytes,
+            budget_bytes: self.plan.budget_bytes,
+            peak_rss_bytes: hypura_llama::process::peak_rss_bytes(),
+            threads: self.threads,
+            n_ctx: self.plan.n_ctx,
+            n_ubatch: self.plan.n_ubatch,
+            load_ms: self.load_ms,
+            load_read_bytes: self.load_read_bytes,
+            load_streamed_read_bytes: self.load_streamed_read_bytes,
+            prompt_tokens: answer.prompt_tokens,
+            prompt_tokens_per_s: rate(computed, answer.prompt_time.as_secs_f64()),
+            generated_tokens: answer.tokens.len(),
+            decode_tokens_per_s: rate(after_first, answer.decode_time.as_secs_f64()),
+            ttft_ms: answer.ttft.as_secs_f64() * 1e3,
+            weights_read_bytes: prompt.read_bytes + decode.read_bytes,
+            decode_read_bytes: decode.read_bytes,
+            unit_lookups: prompt.unit_lookups + decode.unit_lookups,
+            unit_hits: prompt.unit_hits + decode.unit_hits,
+            evictions: prompt.evictions + decode.evictions,
+            passes: prompt.passes + decode.passes,
+            read_wait_ms: (prompt.read_wait + decode.read_wait).as_secs_f64() * 1e3,
+            compute_ms: (prompt.compute + decode.compute).as_secs_f64() * 1e3,
+            kv_tokens_reused: answer.reused_tokens,
+            kv_read_bytes: 0,
+            kv_written_bytes: 0,
+            predicted_tokens_per_s: self.plan.speed.decode_tokens_per_s,
+            finish: match answer.finish {
+                Finish::EndOfText => "end-of-text",
+                Finish::Stop(_) => "stop",
+                Finish::Length => "length",
+                Finish::ContextFull => "context-full",
+                Finish::Interrupted => "interrupted",
+            },
+            text_sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
+    }
+}
+
+fn rate(count: usize, seconds: f64) -> f64 {
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}
+
+/// The name of a mode.
+pub fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::FullResident => "full-resident",
+        Mode::ExpertStreaming => "expert-streaming",
+        Mode::DenseStreaming => "dense-streaming",
+    }
+}

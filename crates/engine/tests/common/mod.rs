@@ -1,0 +1,103 @@
+//! What the tests of the engine share: forced tokens in, logits out.
+#![allow(unreachable_pub)] // each test binary has this module for itself
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hypura_engine::llama::{BatchToken, FlashAttention, Layout, plain};
+use hypura_engine::plan::PlanError;
+use hypura_engine::{LoadError, LoadOptions, Loaded, StreamStats};
+use hypura_testkit::text::forced_tokens;
+
+/// Tokens decoded one by one after the prompt.
+pub const DECODED: usize = 64;
+/// Large enough for everything.
+pub const PLENTY: u64 = 1 << 40;
+
+/// Lets one test compute at a time: ggml's threads wait for each other by spinning, and more of
+/// them than there are cores spin for nothing.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A demo model of the repository.
+pub fn demo(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(file)
+}
+
+/// Options for small, exact runs: plain layout, two threads, micro-batches of 32 tokens.
+pub fn options(flash: FlashAttention) -> LoadOptions {
+    LoadOptions {
+        memory_bytes: Some(PLENTY),
+        ctx_tokens: 512,
+        ubatch_tokens: Some(32),
+        threads: Some(2),
+        layout: Layout::Plain,
+        flash_attention: flash,
+        all_outputs: true,
+        ..LoadOptions::default()
+    }
+}
+
+/// Logits of every token of a forced prompt and of [`DECODED`] forced tokens after it.
+pub fn logits(loaded: &mut Loaded, n_prompt: usize) -> Vec<f32> {
+    let n_vocab = loaded.context.model().vocab().n_tokens();
+    let tokens = forced_tokens(7, n_prompt + DECODED, n_vocab);
+    let batch: Vec<BatchToken> = tokens
+        .iter()
+        .enumerate()
+        .map(|(i, &token)| BatchToken {
+            token,
+            pos: i32::try_from(i).unwrap(),
+            seq: 0,
+            output: true,
+        })
+        .collect();
+    let (prompt, rest) = batch.split_at(n_prompt);
+    let mut all = Vec::new();
+    loaded.context.decode(prompt).unwrap();
+    for i in 0..n_prompt {
+        all.extend_from_slice(loaded.context.logits(i32::try_from(i).unwrap()).unwrap());
+    }
+    for token in rest {
+        loaded.context.decode(std::slice::from_ref(token)).unwrap();
+        all.extend_from_slice(loaded.context.logits(-1).unwrap());
+    }
+    all
+}
+
+/// Logits of llama.cpp's own loader.
+pub fn expected(path: &Path, options: &LoadOptions, n_prompt: usize) -> Vec<f32> {
+    let source = plain::Source::Read;
+    let mut loaded =
+        hypura_engine::load_baseline(path, source, options, &mut |_| true).unwrap();
+    logits(&mut loaded, n_prompt)
+}
+
+/// Loads with a share of the weights' bytes, or the smallest that works.
+pub fn load_share(path: &Path, base: &LoadOptions, share: f64) -> Loaded {
+    let model = hypura_engine::gguf::Model::open(path).unwrap();
+    let wanted = (model.weight_bytes() as f64 * share) as u64;
+    let mut options = LoadOptions { weights_memory_bytes: Some(wanted), ..base.clone() };
+    match hypura_engine::load(path, &options, &mut |_| true) {
+        Err(LoadError::Plan(PlanError::WeightsBudgetTooSmall { smallest_bytes, .. })) => {
+            options.weights_memory_bytes = Some(smallest_bytes);
+            hypura_engine::load(path, &options, &mut |_| true).unwrap()
+        }
+        other => other.unwrap(),
+    }
+}
+
+/// The logits must be the same bits; says where they first differ.
+pub fn assert_same(got: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    assert!(expected.iter().all(|x| x.is_finite()), "{what}: logits are not finite");
+    let first = got.iter().zip(expected).position(|(a, b)| a.to_bits() != b.to_bits());
+    assert_eq!(first, None, "{what}: the logits differ");
+}
+
+/// What streaming has done so far.
+pub fn stats(loaded: &Loaded) -> StreamStats {
+    loaded.stream_stats()
+}

@@ -1,0 +1,224 @@
+//! The plan: plain data.
+
+use hypura_gguf::ExpertPart;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::number::total;
+use crate::speed::Speed;
+
+/// Where everything goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// How weights are held.
+    pub mode: Mode,
+    /// Per tensor of the model.
+    pub placements: Vec<Placement>,
+    /// The layers that have experts, in the model's order: what a layer index of a slot table
+    /// means. Empty unless the mode is [`Mode::ExpertStreaming`].
+    pub expert_layers: Vec<ExpertLayer>,
+    /// The pools of slots.
+    pub pools: Vec<Pool>,
+    /// Bytes of the ring that dense matrices stream through, 0 if none does.
+    pub ring_bytes: u64,
+    /// Tokens of context, a multiple of 256.
+    pub n_ctx: u32,
+    /// Most tokens of one call (llama.cpp's logical batch).
+    pub n_batch: u32,
+    /// Tokens of a micro-batch.
+    pub n_ubatch: u32,
+    /// Bytes by purpose.
+    pub bytes: Breakdown,
+    /// Bytes at the peak of loading, which is over before the context is made.
+    pub load_peak_bytes: u64,
+    /// The expected speed.
+    pub speed: Speed,
+    /// Each choice in one sentence.
+    pub why: Vec<String>,
+    /// The smallest budget that works with this context and these settings, in bytes.
+    pub smallest_bytes: u64,
+    /// The budget that was planned for, in bytes.
+    pub budget_bytes: u64,
+}
+
+/// How weights are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// All weights are in memory.
+    FullResident,
+    /// Experts live in slots (and dense matrices may stream too).
+    ExpertStreaming,
+    /// Dense matrices stream through a ring.
+    DenseStreaming,
+}
+
+/// Where a tensor lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// In memory, whole.
+    Resident,
+    /// Its experts in the slots of a pool.
+    ExpertPool {
+        /// Index in [`Plan::pools`].
+        pool: u32,
+    },
+    /// Streamed whole through the ring, in the model's order, for every token or batch.
+    Ring,
+    /// On storage; the rows of a batch's tokens are read.
+    Rows,
+}
+
+/// One of an expert's matrices, in the order in which they lie in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Part {
+    Gate,
+    Up,
+    Down,
+    GateUp,
+}
+
+impl From<ExpertPart> for Part {
+    fn from(part: ExpertPart) -> Self {
+        match part {
+            ExpertPart::Gate => Self::Gate,
+            ExpertPart::Up => Self::Up,
+            ExpertPart::Down => Self::Down,
+            ExpertPart::GateUp => Self::GateUp,
+        }
+    }
+}
+
+/// A layer's experts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpertLayer {
+    /// The model's layer number.
+    pub block: u32,
+    /// Index in [`Plan::pools`].
+    pub pool: u32,
+    /// Experts.
+    pub n_experts: u32,
+    /// Experts that a token uses.
+    pub n_used: u32,
+    /// Its tensors, in the order of the pool's parts.
+    pub tensors: Vec<ExpertTensor>,
+}
+
+/// One tensor of a layer's experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpertTensor {
+    /// Which matrix.
+    pub part: Part,
+    /// Index in the model's tensors.
+    pub tensor: usize,
+}
+
+/// Slots of one size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Indices in [`Plan::expert_layers`].
+    pub layers: Vec<u32>,
+    /// What a slot holds.
+    pub parts: Vec<PoolPart>,
+    /// Bytes of a slot: those of its parts together.
+    pub slot_bytes: u64,
+    /// Slots.
+    pub slots: u32,
+    /// Experts of each of its layers.
+    pub n_experts: u32,
+    /// Most experts that a token uses in one of its layers.
+    pub n_used: u32,
+}
+
+/// One part of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolPart {
+    /// Which matrix.
+    pub part: Part,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// Bytes by purpose, while the model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Breakdown {
+    /// Weights that stay in memory.
+    pub resident_weights: u64,
+    /// Slots for experts.
+    pub expert_slots: u64,
+    /// The ring for dense matrices.
+    pub ring: u64,
+    /// The attention state.
+    pub kv: u64,
+    /// Compute buffers and logits.
+    pub compute: u64,
+    /// The backend's work buffer, and the buffers of passes.
+    pub work: u64,
+    /// Buffers for direct reads.
+    pub io_buffers: u64,
+    /// The process itself and the vocabulary.
+    pub base: u64,
+}
+
+impl Breakdown {
+    /// All of it; never above the budget.
+    pub fn total(&self) -> u64 {
+        total([self.weights(), self.kv, self.compute, self.work, self.io_buffers, self.base])
+    }
+
+    /// What weights take, in whatever form.
+    pub fn weights(&self) -> u64 {
+        total([self.resident_weights, self.expert_slots, self.ring])
+    }
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The budget can't hold what has to be in memory.
+    #[error(
+        "a memory budget of {budget_bytes} bytes is too small for this model with a context of \
+         {n_ctx} tokens: use at least {smallest_bytes} bytes, or a smaller context"
+    )]
+    BudgetTooSmall {
+        /// The smallest budget that works with these settings.
+        smallest_bytes: u64,
+        /// The budget.
+        budget_bytes: u64,
+        /// Tokens of context.
+        n_ctx: u32,
+    },
+    /// The weights' own budget can't hold those that have to be in memory.
+    #[error(
+        "a weights budget of {budget_bytes} bytes is too small for this model: use at least \
+         {smallest_bytes} bytes"
+    )]
+    WeightsBudgetTooSmall {
+        /// The smallest weights budget that works.
+        smallest_bytes: u64,
+        /// The weights budget.
+        budget_bytes: u64,
+    },
+    /// A number of tokens or sequences of 0.
+    #[error("{what} is 0: use at least 1")]
+    Zero {
+        /// What is 0.
+        what: &'static str,
+    },
+    /// A quantized V cache was asked for without flash attention, which llama.cpp refuses.
+    #[error("a quantized V cache needs flash attention: switch it on, or use f16 for V")]
+    QuantizedValuesNeedFlashAttention,
+    /// A size of the model is beyond what a plan can hold.
+    #[error("the model has {what} of {value}, which is beyond every known model: check the file")]
+    Absurd {
+        /// Which size.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+    },
+}
