@@ -43,24 +43,25 @@ edges() {
         awk '/^0/ { user = substr($1, 2) } /^1/ { print user, substr($1, 2) }'
 }
 
-# Place of hypura-$1 in ORDER, from 1; nothing if it is not there.
+# Place of package $1 in ORDER, from 1; nothing if it is not there. The package of `cli` is `hypura`.
 rank() {
-    local i=0 name
+    local i=0 name package
     for name in $ORDER; do
         i=$((i + 1))
-        if [ "hypura-$name" = "$1" ]; then
+        package=hypura-$name
+        [ "$name" != cli ] || package=hypura
+        if [ "$package" = "$1" ]; then
             echo $i
         fi
     done
 }
 
 check_order() {
-    local user used user_rank used_rank folder list
-    for folder in crates/*/Cargo.toml; do
-        folder=$(basename "$(dirname "$folder")")
-        [ "$folder" = testkit ] || [ -n "$(rank "hypura-$folder")" ] ||
-            fail "crates/$folder has no place in the order of scripts/check-arrows.sh"
-    done
+    local user used user_rank used_rank list
+    while read -r user _; do
+        [ "$user" = hypura-testkit ] || [ -n "$(rank "$user")" ] ||
+            fail "$user has no place in the order of scripts/check-arrows.sh"
+    done < <(tree normal --workspace --depth 0 --prefix none | awk 'NF')
     list=$(edges normal,build)
     while read -r user used; do
         [ "$user" != hypura-testkit ] || continue

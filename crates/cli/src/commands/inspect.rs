@@ -130,9 +130,9 @@ fn describe(out: &mut impl Write, model: &gguf::Model) -> std::io::Result<()> {
     let mut facts = vec![
         format!("{} layers", hparams.n_layer),
         format!("width {}", hparams.n_embd),
-        format!("vocabulary {}", hparams.n_vocab),
-        format!("trained for {} tokens of context", hparams.n_ctx_train),
     ];
+    facts.extend(hparams.n_vocab.map(|n| format!("vocabulary {n}")));
+    facts.extend(hparams.n_ctx_train.map(|n| format!("trained for {n} tokens of context")));
     if hparams.n_expert > 0 {
         facts.push(format!("{} experts, {} per token", hparams.n_expert, hparams.n_expert_used_max()));
     }
