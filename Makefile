@@ -48,7 +48,7 @@ demo: build ## Run a Mixture-of-Experts model in half the memory of its weights
 	@scripts/demo.sh
 
 test: setup ## Run all tests
-	$(CARGO) test $(ALL)
+	$(CARGO) test $(ALL) --no-fail-fast
 
 lint: lint-fmt lint-tree lint-arrows lint-clippy lint-doc ## Check formatting, clippy, docs and architecture
 
