@@ -11,9 +11,9 @@ fn from_env(name: &str) -> Option<PathBuf> {
 
 /// What can be made again: measurements. `HYPURA_HOME/cache`, or the platform's cache folder.
 pub(crate) fn cache() -> Option<PathBuf> {
-    from_env("HYPURA_HOME").map(|home| home.join("cache")).or_else(|| {
-        Some(etcetera::choose_base_strategy().ok()?.cache_dir().join("hypura"))
-    })
+    from_env("HYPURA_HOME")
+        .map(|home| home.join("cache"))
+        .or_else(|| Some(etcetera::choose_base_strategy().ok()?.cache_dir().join("hypura")))
 }
 
 /// What can't: models, histories. `HYPURA_HOME`, or the platform's data folder.

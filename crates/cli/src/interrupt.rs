@@ -18,11 +18,8 @@ pub(crate) struct Interrupt {
 impl Interrupt {
     /// Takes over Ctrl-C. To be called once.
     pub(crate) fn install() -> anyhow::Result<Interrupt> {
-        let interrupt = Interrupt {
-            pressed: Arc::default(),
-            presses: Arc::default(),
-            also: Arc::default(),
-        };
+        let interrupt =
+            Interrupt { pressed: Arc::default(), presses: Arc::default(), also: Arc::default() };
         let (pressed, presses) = (Arc::clone(&interrupt.pressed), Arc::clone(&interrupt.presses));
         let also = Arc::clone(&interrupt.also);
         ctrlc::set_handler(move || {

@@ -60,7 +60,8 @@ impl ChatTemplate {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_keep_trailing_newline(true);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -161,11 +162,17 @@ mod tests {
 
     #[test]
     fn templates_render_as_python_does() {
-        check("{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m.content.strip() }};{% endfor %}", "<s>user:Hi <you>;assistant:Ho;");
+        check(
+            "{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m.content.strip() }};{% endfor %}",
+            "<s>user:Hi <you>;assistant:Ho;",
+        );
         check("{{ messages[0] | tojson }}", r#"{"role": "user", "content": "Hi <you>"}"#);
         check("{%- if true %}\n  x\n{%- endif %}\n", "  x");
         check("{{ messages[0].content.split(' ')[-1] }}", "<you>");
-        check("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2");
+        check(
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "2",
+        );
     }
 
     #[test]

@@ -168,8 +168,7 @@ fn run(mut sequence: Sequence, events: &Receiver<EngineEvent>) {
                 let _ = reply.send(result);
             }
             EngineEvent::Tokenize { text, add_special, reply } => {
-                let tokens =
-                    sequence.context().model().vocab().tokenize(&text, add_special, true);
+                let tokens = sequence.context().model().vocab().tokenize(&text, add_special, true);
                 let _ = reply.send(tokens);
             }
         }

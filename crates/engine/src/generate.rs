@@ -149,8 +149,8 @@ impl Sequence {
             return Err(GenerateError::PromptTooLong { prompt_tokens, n_ctx });
         }
         let n_vocab = self.context.model().vocab().n_tokens();
-        let mut sampler = Sampler::new(&request.sampler, n_vocab)
-            .ok_or(GenerateError::Internal("no sampler"))?;
+        let mut sampler =
+            Sampler::new(&request.sampler, n_vocab).ok_or(GenerateError::Internal("no sampler"))?;
         for &token in &request.prompt {
             sampler.accept(token);
         }

@@ -24,7 +24,8 @@ pub use chat::{ChatError, ChatTemplate, Message};
 pub use engine::{Engine, EngineEvent, EngineGone};
 pub use generate::{Finish, GenerateError, GenerateRequest, Generated, Update};
 pub use load::{
-    LoadError, LoadOptions, Loaded, Progress, ReaderFactory, estimate, load, load_baseline, plan_only,
+    LoadError, LoadOptions, Loaded, Progress, ReaderFactory, estimate, load, load_baseline,
+    plan_only,
 };
 pub use machine::{Survey, devices, survey};
 pub use report::{LoadSummary, RunStats, mode_name};

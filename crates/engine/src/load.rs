@@ -372,8 +372,7 @@ fn load_streamed(
     if !misused.is_empty() {
         return Err(llama::LoadError::Unstreamable { names: misused }.into());
     }
-    let fixed = llama::process::rss_bytes()
-        .max(before_context + device.allocated().contexts_bytes)
+    let fixed = llama::process::rss_bytes().max(before_context + device.allocated().contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers
         + plan.bytes.ring
@@ -425,9 +424,8 @@ fn fit_pools(
 ) -> Result<(), LoadError> {
     let budget_bytes = plan.budget_bytes;
     let n_ubatch = u64::from(plan.n_ubatch);
-    let cost = |pool: &plan::Pool| {
-        pool.slot_bytes + u64::from(pool.n_used) * n_ubatch * ROW_MAPPING_BYTES
-    };
+    let cost =
+        |pool: &plan::Pool| pool.slot_bytes + u64::from(pool.n_used) * n_ubatch * ROW_MAPPING_BYTES;
     let units = |pool: &plan::Pool| {
         pool.n_experts.saturating_mul(u32::try_from(pool.layers.len()).unwrap_or(u32::MAX))
     };
@@ -462,8 +460,7 @@ fn fit_pools(
         pool.slots += more;
         left -= u64::from(more) * cost(pool);
     }
-    plan.bytes.expert_slots =
-        plan.pools.iter().map(|p| u64::from(p.slots) * p.slot_bytes).sum();
+    plan.bytes.expert_slots = plan.pools.iter().map(|p| u64::from(p.slots) * p.slot_bytes).sum();
     Ok(())
 }
 

@@ -33,7 +33,11 @@ const PROMPT_FLOPS_PER_CORE: f64 = 4e10;
 impl Survey {
     /// From a profile: of this machine, or of a described one. `storage` is the drive to plan with;
     /// without it the profile's newest one.
-    pub fn of_profile(profile: &Profile, storage: Option<&Storage>, threads: Option<u32>) -> Survey {
+    pub fn of_profile(
+        profile: &Profile,
+        storage: Option<&Storage>,
+        threads: Option<u32>,
+    ) -> Survey {
         let newest = || profile.storage.iter().max_by_key(|s| s.taken_unix_s);
         let storage = storage.or_else(newest);
         let threads = threads.unwrap_or(profile.cpu.cores_free).max(1);

@@ -25,9 +25,9 @@ fn check(name: &str, path: &Path) {
             assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
             assert_eq!(loaded.load_stats.streamed_bytes_read, 0, "{what}");
             let stats = stats(&loaded);
-            let slots: u32 = loaded.plan.pools.iter().map(|p| p.slots).sum();
-            let units: u32 =
-                loaded.plan.pools.iter().map(|p| p.n_experts * p.layers.len() as u32).sum();
+            let slots: usize = loaded.plan.pools.iter().map(|p| p.slots as usize).sum();
+            let units: usize =
+                loaded.plan.pools.iter().map(|p| p.n_experts as usize * p.layers.len()).sum();
             match loaded.plan.mode {
                 Mode::FullResident => assert_eq!(share, 1.0, "{what}: nothing is streamed"),
                 Mode::DenseStreaming => {

@@ -53,8 +53,7 @@ pub(crate) struct BufferI {
     pub(crate) free_buffer: Fn1<Buffer, ()>,
     pub(crate) get_base: Fn1<Buffer, *mut c_void>,
     pub(crate) init_tensor: Fn2<Buffer, *mut Tensor, sys::ggml_status>,
-    pub(crate) memset_tensor:
-        Option<unsafe extern "C" fn(Buffer, *mut Tensor, u8, usize, usize)>,
+    pub(crate) memset_tensor: Option<unsafe extern "C" fn(Buffer, *mut Tensor, u8, usize, usize)>,
     pub(crate) set_tensor:
         Option<unsafe extern "C" fn(Buffer, *mut Tensor, *const c_void, usize, usize)>,
     pub(crate) get_tensor:

@@ -280,9 +280,7 @@ impl Context {
     /// can't be cut there.
     pub fn forget(&mut self, seq: i32, from: i32, to: i32) -> bool {
         // SAFETY: the context is alive.
-        unsafe {
-            sys::llama_memory_seq_rm(sys::llama_get_memory(self.ptr.as_ptr()), seq, from, to)
-        }
+        unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.ptr.as_ptr()), seq, from, to) }
     }
 }
 

@@ -74,9 +74,8 @@ impl Drop for Stream {
 
 impl Source {
     fn read(&mut self, buffer: &mut [u8]) -> isize {
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            self.inner.read(buffer)
-        }));
+        let result =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.inner.read(buffer)));
         let error = match result {
             Ok(Ok(n)) => return isize::try_from(n).unwrap_or(-1),
             Ok(Err(error)) => error,

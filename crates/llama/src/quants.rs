@@ -30,7 +30,11 @@ pub fn quantize_rows(ty: u32, data: &[f32], n_per_row: usize) -> Result<Vec<u8>,
     check_type(ty)?;
     // SAFETY: `ty` is one of ggml's types.
     let block = usize::try_from(unsafe { sys::ggml_blck_size(ty) }).unwrap_or(0);
-    if n_per_row == 0 || block == 0 || data.len() % n_per_row != 0 || n_per_row % block != 0 {
+    if n_per_row == 0
+        || block == 0
+        || !data.len().is_multiple_of(n_per_row)
+        || !n_per_row.is_multiple_of(block)
+    {
         return Err(QuantError::Shape { given: data.len(), wanted: n_per_row });
     }
     let rows = i64::try_from(data.len() / n_per_row).unwrap_or(0);
@@ -64,7 +68,7 @@ pub fn dequantize_row(ty: u32, bytes: &[u8], out: &mut [f32]) -> Result<(), Quan
         let n = i64::try_from(out.len()).unwrap_or(0);
         (usize::try_from(sys::ggml_blck_size(ty)).unwrap_or(0), sys::ggml_row_size(ty, n))
     };
-    if block == 0 || out.len() % block != 0 || row_bytes != bytes.len() {
+    if block == 0 || !out.len().is_multiple_of(block) || row_bytes != bytes.len() {
         return Err(QuantError::Shape { given: bytes.len(), wanted: row_bytes });
     }
     if ty == sys::GGML_TYPE_F32 {

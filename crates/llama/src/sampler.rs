@@ -62,8 +62,7 @@ impl Sampler {
         crate::init();
         // SAFETY: each sampler is handed to the chain, which frees it.
         unsafe {
-            let chain =
-                sys::llama_sampler_chain_init(sys::llama_sampler_chain_default_params());
+            let chain = sys::llama_sampler_chain_init(sys::llama_sampler_chain_default_params());
             let sampler = Sampler { chain: NonNull::new(chain)? };
             let add = |s| sys::llama_sampler_chain_add(chain, s);
             let penalised = params.repeat_penalty.to_bits() != 1f32.to_bits()

@@ -79,8 +79,7 @@ impl VirtualGguf {
         streamed: impl Fn(&str) -> bool,
     ) -> Result<(VirtualGguf, Arc<ServeCounts>)> {
         let alignment = u32::try_from(STDIO_BUFFER_BYTES).map_err(Error::other)?;
-        let header =
-            gguf::virtual_header(model, alignment, |_| true).map_err(Error::other)?;
+        let header = gguf::virtual_header(model, alignment, |_| true).map_err(Error::other)?;
         let data = header.bytes.len() as u64;
         let extents = model
             .tensors

@@ -119,6 +119,10 @@ impl Residency for Naive {
     fn compute_time(&mut self, _: Duration) {}
 }
 
+fn int(i: usize) -> i32 {
+    i32::try_from(i).unwrap()
+}
+
 /// Logits of a prompt and of some forced tokens.
 fn logits(model: &hypura_llama::Model, flash: FlashAttention, n_prompt: usize) -> Vec<f32> {
     let threads = Arc::new(Threadpool::new(2, 0).unwrap());
@@ -132,15 +136,15 @@ fn logits(model: &hypura_llama::Model, flash: FlashAttention, n_prompt: usize) -
     let mut context = Context::new(model, &params, &threads).unwrap();
     let token = |i: usize| i32::try_from((i * 7919 + 13) % 8000).unwrap();
     let prompt: Vec<_> = (0..n_prompt)
-        .map(|i| BatchToken { token: token(i), pos: i as i32, seq: 0, output: true })
+        .map(|i| BatchToken { token: token(i), pos: int(i), seq: 0, output: true })
         .collect();
     context.decode(&prompt).unwrap();
     let mut all = Vec::new();
     for i in 0..n_prompt {
-        all.extend_from_slice(context.logits(i as i32).unwrap());
+        all.extend_from_slice(context.logits(int(i)).unwrap());
     }
     for i in n_prompt..n_prompt + 24 {
-        let next = BatchToken { token: token(i), pos: i as i32, seq: 0, output: true };
+        let next = BatchToken { token: token(i), pos: int(i), seq: 0, output: true };
         context.decode(&[next]).unwrap();
         all.extend_from_slice(context.logits(-1).unwrap());
     }

@@ -80,7 +80,11 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
                 Tier::Storage => "drive only",
             };
             let bar = bar(tier.share, BAR_WIDTH);
-            vec![format!("{name:18} {bar}"), show(tier.bytes), format!("{:.0}%", tier.share * 100.0)]
+            vec![
+                format!("{name:18} {bar}"),
+                show(tier.bytes),
+                format!("{:.0}%", tier.share * 100.0),
+            ]
         })
         .collect();
     write!(out, "{}", table(&rows))?;
@@ -115,7 +119,13 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
                 };
                 let dims = tensor.dims[..tensor.n_dims as usize].iter().map(u64::to_string);
                 let dims = dims.collect::<Vec<_>>().join(" x ");
-                vec![tensor.name.clone(), tensor.ty.name().to_owned(), dims, show(tensor.bytes), place]
+                vec![
+                    tensor.name.clone(),
+                    tensor.ty.name().to_owned(),
+                    dims,
+                    show(tensor.bytes),
+                    place,
+                ]
             })
             .collect();
         write!(out, "{}", table(&rows))?;
@@ -127,14 +137,16 @@ fn describe(out: &mut impl Write, model: &gguf::Model) -> std::io::Result<()> {
     let hparams = model.hparams();
     let name = model.metadata.str("general.name").unwrap_or("(no name)");
     writeln!(out, "{name}: {}, {}", model.architecture(), show(model.weight_bytes()))?;
-    let mut facts = vec![
-        format!("{} layers", hparams.n_layer),
-        format!("width {}", hparams.n_embd),
-    ];
+    let mut facts =
+        vec![format!("{} layers", hparams.n_layer), format!("width {}", hparams.n_embd)];
     facts.extend(hparams.n_vocab.map(|n| format!("vocabulary {n}")));
     facts.extend(hparams.n_ctx_train.map(|n| format!("trained for {n} tokens of context")));
     if hparams.n_expert > 0 {
-        facts.push(format!("{} experts, {} per token", hparams.n_expert, hparams.n_expert_used_max()));
+        facts.push(format!(
+            "{} experts, {} per token",
+            hparams.n_expert,
+            hparams.n_expert_used_max()
+        ));
     }
     writeln!(out, "  {}", facts.join(", "))?;
     for file in &model.files {

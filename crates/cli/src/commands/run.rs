@@ -20,8 +20,7 @@ const STDIN_BYTES_MAX: u64 = 64 << 20;
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let path = model_path(&args.model)?;
-    let interactive =
-        args.interactive || (args.prompt.is_none() && std::io::stdin().is_terminal());
+    let interactive = args.interactive || (args.prompt.is_none() && std::io::stdin().is_terminal());
     let prompt = if interactive { None } else { Some(read_prompt(args)?) };
     if let Some(path) = &args.stats_json {
         check_writable(path)?;
@@ -77,9 +76,8 @@ fn read_prompt(args: &RunArgs) -> anyhow::Result<String> {
 /// A file that can't be written is better found out before an hour of work than after.
 fn check_writable(path: &Path) -> anyhow::Result<()> {
     let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    open.map(drop).map_err(|error| {
-        UsageError(format!("can't write {}: {error}", path.display())).into()
-    })
+    open.map(drop)
+        .map_err(|error| UsageError(format!("can't write {}: {error}", path.display())).into())
 }
 
 /// What an answer needs.

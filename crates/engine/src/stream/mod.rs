@@ -270,10 +270,7 @@ impl Streamer {
                 len: source.bytes,
                 buffer,
                 buffer_offset: entry.head,
-                slack: io::Slack {
-                    head: entry.head,
-                    tail: entry.span - entry.head - source.bytes,
-                },
+                slack: io::Slack { head: entry.head, tail: entry.span - entry.head - source.bytes },
                 priority: io::Priority::ReadAhead,
             };
             self.submit(read, Target::Matrix { serial: entry.serial })?;

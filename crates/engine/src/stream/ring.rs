@@ -181,8 +181,12 @@ mod tests {
         assert!(!ring.set_schedule(&[0, 1, 2]));
         for round in 0..50u32 {
             while ring.place_next().is_some() {}
-            let mut places: Vec<_> =
-                ring.queue.iter().chain(&ring.in_use).map(|e| (e.start, e.start + e.span)).collect();
+            let mut places: Vec<_> = ring
+                .queue
+                .iter()
+                .chain(&ring.in_use)
+                .map(|e| (e.start, e.start + e.span))
+                .collect();
             places.sort_unstable();
             assert!(places.windows(2).all(|w| w[0].1 <= w[1].0), "overlap: {places:?}");
             assert!(places.iter().all(|p| p.1 <= 64 * 1024 && (p.0 + 64) % BLOCK == 0));

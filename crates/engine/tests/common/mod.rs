@@ -70,14 +70,14 @@ pub fn logits(loaded: &mut Loaded, n_prompt: usize) -> Vec<f32> {
 /// Logits of llama.cpp's own loader.
 pub fn expected(path: &Path, options: &LoadOptions, n_prompt: usize) -> Vec<f32> {
     let source = plain::Source::Read;
-    let mut loaded =
-        hypura_engine::load_baseline(path, source, options, &mut |_| true).unwrap();
+    let mut loaded = hypura_engine::load_baseline(path, source, options, &mut |_| true).unwrap();
     logits(&mut loaded, n_prompt)
 }
 
 /// Loads with a share of the weights' bytes, or the smallest that works.
 pub fn load_share(path: &Path, base: &LoadOptions, share: f64) -> Loaded {
     let model = hypura_engine::gguf::Model::open(path).unwrap();
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a size
     let wanted = (model.weight_bytes() as f64 * share) as u64;
     let mut options = LoadOptions { weights_memory_bytes: Some(wanted), ..base.clone() };
     match hypura_engine::load(path, &options, &mut |_| true) {

@@ -72,6 +72,7 @@ pub(super) unsafe fn graph(context: &BackendContext, graph: *mut Graph) -> Resul
     let mut guard = context.device.stream();
     // SAFETY: the caller's promise.
     let nodes = unsafe { graph::nodes(graph) };
+    // SAFETY: as above.
     let uses = unsafe { find_uses(context, nodes)? };
     let Some(stream) = guard.as_mut() else {
         if uses.is_empty() {
@@ -114,7 +115,10 @@ unsafe fn find_uses(context: &BackendContext, nodes: &[*mut Tensor]) -> Result<V
                 StreamKind::Rows => op == sys::GGML_OP_GET_ROWS,
             };
             if !direct || !fits {
-                let text = format!("internal error: {} is used in a way that can't be streamed", weight.name);
+                let text = format!(
+                    "internal error: {} is used in a way that can't be streamed",
+                    weight.name
+                );
                 return Err(Stop::Residency(text));
             }
             uses.push(Use { node: i, kind: weight.kind.clone() });
@@ -286,12 +290,7 @@ impl<'a> Walk<'a> {
 
     /// The router of a layer is known once everything before node `i` is computed: reads its
     /// choice and asks for the experts.
-    unsafe fn enter_layer(
-        &mut self,
-        i: usize,
-        layer: u32,
-        ids: *mut Tensor,
-    ) -> Result<(), Stop> {
+    unsafe fn enter_layer(&mut self, i: usize, layer: u32, ids: *mut Tensor) -> Result<(), Stop> {
         // SAFETY: as `run`; `ids` is alive and, after `compute_to`, computed.
         unsafe {
             self.compute_to(i)?;

@@ -11,10 +11,10 @@ use llama_cpp_sys_2 as sys;
 
 use super::ledger::{self, Allocated};
 use super::memory::StreamMemory;
-use super::{Residency, StreamKind, StreamedTensor, compute, graph};
+use super::{Residency, StreamKind, StreamedTensor, buffers, compute, graph};
 use crate::abi::{
-    self, Backend, BackendI, BackendObject, Buffer, BufferI, BufferType, BufferTypeI, Buft, Dev,
-    DeviceI, DeviceObject, Graph, Reg, RegI, RegObject, Tensor,
+    self, Backend, BackendI, BackendObject, BufferType, Buft, Dev, DeviceI, DeviceObject, Graph,
+    Reg, RegI, RegObject, Tensor,
 };
 use crate::context::DecodeError;
 use crate::threads::Threadpool;
@@ -32,7 +32,7 @@ pub struct TieredDevice {
     pub(super) inner: Dev,
     /// While loading, streamed buffers claim to be host memory: llama.cpp would otherwise build a
     /// staging copy of each tensor.
-    loading: AtomicBool,
+    pub(super) loading: AtomicBool,
     state: Mutex<State>,
     stream: Mutex<Option<Stream>>,
     error: Mutex<Option<DecodeError>>,
@@ -42,7 +42,7 @@ pub struct TieredDevice {
 /// What is known of the streamed weights.
 #[derive(Default)]
 pub(super) struct State {
-    expected: HashMap<String, StreamKind>,
+    pub(super) expected: HashMap<String, StreamKind>,
     pub(super) weights: HashMap<usize, Weight>,
     misused: BTreeSet<String>,
     threads: Option<Arc<Threadpool>>,
@@ -85,8 +85,7 @@ impl TieredDevice {
         crate::init();
         abi::verify()?;
         // SAFETY: the CPU device always exists.
-        let inner =
-            unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
+        let inner = unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
         let Some(inner) = NonNull::new(inner) else { return Err("no CPU device".into()) };
         let expected = tensors.iter().map(|t| (t.name.clone(), t.kind.clone())).collect();
         let device = Arc::new_cyclic(|weak: &std::sync::Weak<TieredDevice>| {
@@ -97,8 +96,8 @@ impl TieredDevice {
             TieredDevice {
                 device: DeviceObject { iface: DEVICE, reg: reg.cast(), context },
                 reg: RegObject { api_version: abi::API_VERSION, iface: REG, context },
-                streamed: BufferType { iface: STREAMED, device: dev.cast(), context },
-                resident: BufferType { iface: RESIDENT, device: dev.cast(), context },
+                streamed: BufferType { iface: buffers::STREAMED, device: dev.cast(), context },
+                resident: BufferType { iface: buffers::RESIDENT, device: dev.cast(), context },
                 inner: inner.as_ptr(),
                 loading: AtomicBool::new(true),
                 state: Mutex::new(State { expected, ..State::default() }),
@@ -190,7 +189,8 @@ impl TieredDevice {
     fn check_use(&self, op: *const Tensor) {
         // SAFETY: ggml asks about live tensors.
         unsafe {
-            for (i, src) in (&(*op).src).iter().enumerate() {
+            let sources = (*op).src;
+            for (i, src) in sources.iter().enumerate() {
                 if src.is_null() {
                     continue;
                 }
@@ -224,7 +224,7 @@ unsafe fn of_dev<'a>(dev: Dev) -> &'a TieredDevice {
     unsafe { this((*dev.cast::<DeviceObject>()).context) }
 }
 
-unsafe fn of_buft<'a>(buft: Buft) -> &'a TieredDevice {
+pub(super) unsafe fn of_buft<'a>(buft: Buft) -> &'a TieredDevice {
     // SAFETY: as above.
     unsafe { this((*buft.cast::<BufferType>()).context) }
 }
@@ -429,8 +429,9 @@ unsafe extern "C" fn backend_synchronize(backend: Backend) {
 }
 
 unsafe extern "C" fn graph_compute(backend: Backend, graph: *mut Graph) -> sys::ggml_status {
-    // SAFETY: ggml passes a live graph whose tensors are allocated.
+    // SAFETY: ggml passes one of our backends.
     let context = unsafe { of_backend(backend) };
+    // SAFETY: ggml passes a live graph whose tensors are allocated.
     let compute = AssertUnwindSafe(|| unsafe { compute::graph(context, graph) });
     match catch_unwind(compute) {
         Ok(Ok(())) => sys::GGML_STATUS_SUCCESS,
@@ -446,184 +447,4 @@ unsafe extern "C" fn graph_compute(backend: Backend, graph: *mut Graph) -> sys::
             sys::GGML_STATUS_FAILED
         }
     }
-}
-
-// ---- buffers of streamed tensors: addresses without memory ----
-
-const STREAMED: BufferTypeI = BufferTypeI {
-    get_name: Some(streamed_name),
-    alloc_buffer: Some(streamed_alloc),
-    alloc_buffer_n: None,
-    get_alignment: Some(streamed_alignment),
-    get_max_size: None,
-    get_alloc_size: None,
-    get_alloc_size_n: None,
-    is_host: Some(streamed_is_host),
-};
-
-const STREAMED_BUFFER: BufferI = BufferI {
-    free_buffer: Some(streamed_free),
-    get_base: Some(streamed_base),
-    init_tensor: Some(streamed_init_tensor),
-    memset_tensor: None,
-    set_tensor: Some(streamed_set_tensor),
-    get_tensor: Some(streamed_get_tensor),
-    set_tensor_2d: None,
-    get_tensor_2d: None,
-    cpy_tensor: None,
-    clear: Some(streamed_clear),
-    reset: None,
-};
-
-/// What the context of a streamed buffer points to.
-struct Addresses {
-    base: *mut c_void,
-    bytes: usize,
-}
-
-unsafe extern "C" fn streamed_name(_: Buft) -> *const c_char {
-    c"STREAMED".as_ptr()
-}
-
-unsafe extern "C" fn streamed_alignment(_: Buft) -> usize {
-    4096
-}
-
-unsafe extern "C" fn streamed_is_host(buft: Buft) -> bool {
-    // SAFETY: ours.
-    unsafe { of_buft(buft) }.loading.load(Ordering::Relaxed)
-}
-
-unsafe extern "C" fn streamed_alloc(buft: Buft, bytes: usize) -> Buffer {
-    let bytes = bytes.max(4096);
-    // SAFETY: reserves addresses only; nothing may be read or written there.
-    unsafe {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
-        let base = libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0);
-        if base == libc::MAP_FAILED {
-            return null_mut();
-        }
-        let context = Box::into_raw(Box::new(Addresses { base, bytes }));
-        abi::ggml_backend_buffer_init(buft, STREAMED_BUFFER, context.cast(), bytes)
-    }
-}
-
-unsafe fn addresses<'a>(buffer: Buffer) -> &'a Addresses {
-    // SAFETY: made in `streamed_alloc`.
-    unsafe { &*(*buffer.cast::<abi::BufferObject>()).context.cast::<Addresses>() }
-}
-
-unsafe extern "C" fn streamed_free(buffer: Buffer) {
-    // SAFETY: made in `streamed_alloc`, freed once.
-    unsafe {
-        let context = (*buffer.cast::<abi::BufferObject>()).context.cast::<Addresses>();
-        let addresses = Box::from_raw(context);
-        libc::munmap(addresses.base, addresses.bytes);
-    }
-}
-
-unsafe extern "C" fn streamed_base(buffer: Buffer) -> *mut c_void {
-    // SAFETY: as above.
-    unsafe { addresses(buffer) }.base
-}
-
-unsafe extern "C" fn streamed_init_tensor(buffer: Buffer, tensor: *mut Tensor) -> sys::ggml_status {
-    // SAFETY: ggml passes a live tensor that was placed in this buffer.
-    unsafe {
-        if !(*tensor).view_src.is_null() {
-            return sys::GGML_STATUS_SUCCESS;
-        }
-        let device = of_buft((*buffer.cast::<abi::BufferObject>()).buft);
-        let name = graph::name(tensor);
-        let mut state = device.state();
-        match state.expected.get(&name).cloned() {
-            Some(kind) => {
-                state.weights.insert(tensor as usize, Weight { kind, name });
-                sys::GGML_STATUS_SUCCESS
-            }
-            None => sys::GGML_STATUS_FAILED,
-        }
-    }
-}
-
-unsafe extern "C" fn streamed_set_tensor(
-    _: Buffer,
-    _: *mut Tensor,
-    _: *const c_void,
-    _: usize,
-    _: usize,
-) {
-    // Nothing: the bytes are read when they are needed.
-}
-
-unsafe extern "C" fn streamed_get_tensor(
-    _: Buffer,
-    tensor: *const Tensor,
-    data: *mut c_void,
-    _: usize,
-    size: usize,
-) {
-    // SAFETY: ggml passes a live tensor and room for `size` bytes.
-    unsafe {
-        tracing::error!("llama.cpp reads the streamed tensor {} directly", graph::name(tensor));
-        std::ptr::write_bytes(data.cast::<u8>(), 0xff, size);
-    }
-}
-
-unsafe extern "C" fn streamed_clear(_: Buffer, _: u8) {}
-
-// ---- the wrapped device's default buffers, with a ledger ----
-
-const RESIDENT: BufferTypeI = BufferTypeI {
-    get_name: Some(resident_name),
-    alloc_buffer: Some(resident_alloc),
-    alloc_buffer_n: None,
-    get_alignment: Some(resident_alignment),
-    get_max_size: Some(resident_max_size),
-    get_alloc_size: Some(resident_alloc_size),
-    get_alloc_size_n: None,
-    is_host: Some(resident_is_host),
-};
-
-unsafe fn wrapped_type(buft: Buft) -> Buft {
-    // SAFETY: ours.
-    ledger::default_type(unsafe { of_buft(buft) }.inner)
-}
-
-unsafe extern "C" fn resident_name(buft: Buft) -> *const c_char {
-    // SAFETY: forwarded.
-    unsafe { sys::ggml_backend_buft_name(wrapped_type(buft)) }
-}
-
-unsafe extern "C" fn resident_alloc(buft: Buft, bytes: usize) -> Buffer {
-    // SAFETY: forwarded; the new buffer is noted.
-    unsafe {
-        let buffer = sys::ggml_backend_buft_alloc_buffer(wrapped_type(buft), bytes);
-        if !buffer.is_null() {
-            let device = of_buft(buft);
-            let loading = device.loading.load(Ordering::Relaxed);
-            ledger::note(std::ptr::from_ref(device) as usize, buffer, loading);
-        }
-        buffer
-    }
-}
-
-unsafe extern "C" fn resident_alignment(buft: Buft) -> usize {
-    // SAFETY: forwarded.
-    unsafe { sys::ggml_backend_buft_get_alignment(wrapped_type(buft)) }
-}
-
-unsafe extern "C" fn resident_max_size(buft: Buft) -> usize {
-    // SAFETY: forwarded.
-    unsafe { sys::ggml_backend_buft_get_max_size(wrapped_type(buft)) }
-}
-
-unsafe extern "C" fn resident_alloc_size(buft: Buft, tensor: *const Tensor) -> usize {
-    // SAFETY: forwarded.
-    unsafe { sys::ggml_backend_buft_get_alloc_size(wrapped_type(buft), tensor) }
-}
-
-unsafe extern "C" fn resident_is_host(buft: Buft) -> bool {
-    // SAFETY: forwarded.
-    unsafe { sys::ggml_backend_buft_is_host(wrapped_type(buft)) }
 }

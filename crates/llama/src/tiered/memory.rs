@@ -113,11 +113,7 @@ impl StreamMemory {
         let mut memory = StreamMemory {
             ctx,
             buffers: Vec::new(),
-            pools: spec
-                .slots
-                .iter()
-                .map(|&slots| Pool { slots, parts: HashMap::new() })
-                .collect(),
+            pools: spec.slots.iter().map(|&slots| Pool { slots, parts: HashMap::new() }).collect(),
             pool_of_layer: spec.pool_of_layer.clone(),
             ring: None,
             ring_buffer: std::ptr::null_mut(),
@@ -259,12 +255,7 @@ impl StreamMemory {
         }
         // SAFETY: the table has room for the shape.
         unsafe {
-            (*tensor).ne = [
-                i64::try_from(n_used).ok()?,
-                i64::try_from(n_tokens).ok()?,
-                1,
-                1,
-            ];
+            (*tensor).ne = [i64::try_from(n_used).ok()?, i64::try_from(n_tokens).ok()?, 1, 1];
             let row = 4 * n_used;
             (*tensor).nb = [4, row, row * n_tokens, row * n_tokens];
         }

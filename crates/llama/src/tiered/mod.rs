@@ -16,6 +16,7 @@
 //!
 //! How this was found to work, and what was found not to, is in ARCHITECTURE.md.
 
+mod buffers;
 mod compute;
 mod device;
 mod graph;
@@ -29,8 +30,8 @@ use std::fmt;
 pub use device::TieredDevice;
 pub use ledger::Allocated;
 pub use load::{LoadStats, TieredParams, load};
-pub use passes::pass_bytes;
 pub use memory::{PoolSpec, SlotPart, StreamMemory};
+pub use passes::pass_bytes;
 
 /// What part of an expert a tensor holds; the bit number in a `Parts` mask.
 pub type PartIndex = u8;
