@@ -1,10 +1,10 @@
 //! What the tests of the engine share: forced tokens in, logits out.
-#![allow(unreachable_pub)] // each test binary has this module for itself
+#![allow(unreachable_pub, dead_code)] // each test binary has this module for itself
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hypura_engine::llama::{BatchToken, FlashAttention, Layout, plain};
+use hypura_engine::llama::{BatchToken, DecodeError, FlashAttention, Layout, plain};
 use hypura_engine::plan::PlanError;
 use hypura_engine::{LoadError, LoadOptions, Loaded, StreamStats};
 use hypura_testkit::text::forced_tokens;
@@ -42,6 +42,12 @@ pub fn options(flash: FlashAttention) -> LoadOptions {
 
 /// Logits of every token of a forced prompt and of [`DECODED`] forced tokens after it.
 pub fn logits(loaded: &mut Loaded, n_prompt: usize) -> Vec<f32> {
+    try_logits(loaded, n_prompt).unwrap()
+}
+
+/// As [`logits`], from the beginning, unless a computation fails.
+pub fn try_logits(loaded: &mut Loaded, n_prompt: usize) -> Result<Vec<f32>, DecodeError> {
+    loaded.context.clear();
     let n_vocab = loaded.context.model().vocab().n_tokens();
     let tokens = forced_tokens(7, n_prompt + DECODED, n_vocab);
     let batch: Vec<BatchToken> = tokens
@@ -56,15 +62,15 @@ pub fn logits(loaded: &mut Loaded, n_prompt: usize) -> Vec<f32> {
         .collect();
     let (prompt, rest) = batch.split_at(n_prompt);
     let mut all = Vec::new();
-    loaded.context.decode(prompt).unwrap();
+    loaded.context.decode(prompt)?;
     for i in 0..n_prompt {
         all.extend_from_slice(loaded.context.logits(i32::try_from(i).unwrap()).unwrap());
     }
     for token in rest {
-        loaded.context.decode(std::slice::from_ref(token)).unwrap();
+        loaded.context.decode(std::slice::from_ref(token))?;
         all.extend_from_slice(loaded.context.logits(-1).unwrap());
     }
-    all
+    Ok(all)
 }
 
 /// Logits of llama.cpp's own loader.

@@ -1,0 +1,145 @@
+//! Reads that come late, wrong, or not at all.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{alone, assert_same, demo, expected, load_share, logits, options, try_logits};
+use hypura_engine::LoadOptions;
+use hypura_engine::io::{Fault, FaultEngine, FaultPlan, PoolConfig, PreadPool};
+use hypura_engine::llama::{DecodeError, FlashAttention};
+use hypura_testkit::tiny;
+
+const PROMPT: usize = 70;
+/// Little enough memory that every expert and matrix comes and goes.
+const SHARE: f64 = 0.0;
+
+fn tiny_model(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(format!("{name}.gguf"));
+    let recipe = tiny::find(name).unwrap();
+    recipe.model(recipe.default_mix, 3).unwrap().write(&path).unwrap();
+    path
+}
+
+/// Options with a reader that fails as planned.
+fn faulty(plan: FaultPlan) -> LoadOptions {
+    let reader = move || {
+        let pool = PreadPool::new(PoolConfig::default()).map_err(|e| e.to_string())?;
+        Ok(Box::new(FaultEngine::new(pool, plan.clone())) as _)
+    };
+    LoadOptions { reader: Arc::new(reader), ..options(FlashAttention::On) }
+}
+
+#[test]
+fn delays_and_reordering_change_nothing() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let mut paths: Vec<PathBuf> = ["llama", "qwen3moe", "deepseek2-fused", "qwen3next"]
+        .iter()
+        .map(|name| tiny_model(folder.path(), name))
+        .collect();
+    paths.push(demo("demo-moe-54m-q4_k_m.gguf"));
+    for path in &paths {
+        let expected = expected(path, &options(FlashAttention::On), PROMPT);
+        for seed in 0..2 {
+            let plan = FaultPlan {
+                seed,
+                delay_rate: 0.05,
+                delay: Duration::from_micros(300),
+                reorder: true,
+                ..FaultPlan::default()
+            };
+            let mut loaded = load_share(path, &faulty(plan), SHARE);
+            let what = format!("{}, seed {seed}", path.display());
+            assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
+        }
+    }
+}
+
+#[test]
+fn a_corrupted_read_would_be_noticed() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama", "qwen3moe"] {
+        let path = tiny_model(folder.path(), name);
+        let expected = expected(&path, &options(FlashAttention::On), PROMPT);
+        let plan = FaultPlan { seed: 1, corrupt_rate: 0.05, ..FaultPlan::default() };
+        let mut loaded = load_share(&path, &faulty(plan), SHARE);
+        let got = logits(&mut loaded, PROMPT);
+        assert!(got.iter().zip(&expected).any(|(a, b)| a.to_bits() != b.to_bits()), "{name}");
+    }
+}
+
+#[test]
+fn a_failed_read_ends_one_answer_and_nothing_else() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama", "qwen3moe", "qwen3next"] {
+        let path = tiny_model(folder.path(), name);
+        let expected = expected(&path, &options(FlashAttention::On), PROMPT);
+        for number in [0, 1, 5, 17, 40, 111, 230] {
+            for fault in [Fault::Fail, Fault::Short] {
+                // The loader has a reader of its own with the same plan, and must not meet it.
+                let made = std::sync::atomic::AtomicUsize::new(0);
+                let reader = move || {
+                    let pool = PreadPool::new(PoolConfig::default()).map_err(|e| e.to_string())?;
+                    let nth = made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let at = if nth == 0 { BTreeMap::new() } else { [(number, fault)].into() };
+                    let plan = FaultPlan { at, ..FaultPlan::default() };
+                    Ok(Box::new(FaultEngine::new(pool, plan)) as _)
+                };
+                let options =
+                    LoadOptions { reader: Arc::new(reader), ..options(FlashAttention::On) };
+                let mut loaded = load_share(&path, &options, 0.3);
+                let what = format!("{name}, {fault:?} at read {number}");
+                let error = try_logits(&mut loaded, PROMPT).expect_err(&what);
+                assert!(matches!(&error, DecodeError::Residency(_)), "{what}: {error:?}");
+                assert!(error.to_string().contains("tiny") || error.to_string().contains(name));
+                assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_fails_while_loading_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny_model(folder.path(), "qwen3moe");
+    let model = hypura_engine::gguf::Model::open(&path).unwrap();
+    let plan = FaultPlan { fail_rate: 1.0, ..FaultPlan::default() };
+    let options =
+        LoadOptions { weights_memory_bytes: Some(model.weight_bytes() * 6 / 10), ..faulty(plan) };
+    let error = hypura_engine::load(&path, &options, &mut |_| true).err().unwrap();
+    assert!(error.to_string().contains("can't read"), "{error}");
+}
+
+#[test]
+fn a_file_that_changes_is_noticed() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama", "qwen3moe"] {
+        let change: [(&str, fn(&Path)); 2] = [
+            ("shrunk", |path| {
+                let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+                file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+            }),
+            ("rewritten", |path| {
+                let bytes = std::fs::read(path).unwrap();
+                let mut file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+                file.write_all(&bytes).unwrap();
+            }),
+        ];
+        for (what, change) in change {
+            let path = tiny_model(folder.path(), name);
+            let mut loaded = load_share(&path, &options(FlashAttention::On), SHARE);
+            logits(&mut loaded, PROMPT);
+            change(&path);
+            let error = try_logits(&mut loaded, PROMPT).expect_err(what);
+            assert!(matches!(error, DecodeError::Residency(_)), "{name} {what}: {error}");
+        }
+    }
+}
