@@ -8,7 +8,7 @@ readonly TRAINED=models/demo-moe-54m-q4_k_m.gguf
 # How many times the trained width: with 32 the file has about 1 GB, nearly all of it experts.
 readonly TIMES=32
 readonly PROMPT="Once upon a time there was a little fox who lived in the forest."
-readonly SEED=7 TOKENS_MAX=200
+readonly SEED=7 TOKENS_MAX=160
 
 bin=${CARGO_TARGET_DIR:-target}/release
 # Where hypura itself keeps what can be made again.
@@ -32,7 +32,7 @@ main() {
     show "$bin/hypura" inspect "$model" --memory "${memory_mib}MiB"
     title "Its answer"
     show "$bin/hypura" run "$model" --memory "${memory_mib}MiB" \
-        --seed $SEED --temperature 0.8 --max-tokens $TOKENS_MAX --raw -p "$PROMPT"
+        --seed $SEED --temperature 0.6 --max-tokens $TOKENS_MAX --raw -p "$PROMPT"
 }
 
 widen() {

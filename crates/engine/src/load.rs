@@ -172,7 +172,7 @@ pub fn load(
         let plan = make_plan(&model, &surveyed, options, &pinned)?;
         tracing::debug!(mode = ?plan.mode, "planned");
         let made = if plan.mode == Mode::FullResident {
-            let source = llama::plain::Source::Read;
+            let source = llama::plain::Source::Direct;
             load_resident(path, source, &plan, &surveyed, options, progress)
         } else {
             load_streamed(&model, plan, &surveyed, options, progress)

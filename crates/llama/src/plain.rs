@@ -11,8 +11,10 @@ use crate::model::{self, Layout, LoadError, Model, Progress, ProgressSlot};
 /// How the weights get into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Read into buffers.
+    /// Read into buffers, through the page cache.
     Read,
+    /// Read into buffers past the page cache, where the file system allows it.
+    Direct,
     /// Mapped: pages come and go as the system likes.
     Mmap,
 }
@@ -38,6 +40,7 @@ pub fn load(
         params.n_gpu_layers = 0;
         params.load_mode = match source {
             Source::Read => sys::LLAMA_LOAD_MODE_NONE,
+            Source::Direct => sys::LLAMA_LOAD_MODE_DIRECT_IO,
             Source::Mmap => sys::LLAMA_LOAD_MODE_MMAP,
         };
         params.lazy_mode = sys::LLAMA_LAZY_MODE_OFF;
