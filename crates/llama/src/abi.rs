@@ -202,10 +202,8 @@ pub(crate) fn verify() -> Result<(), String> {
     // SAFETY: the CPU registry and its device are static objects of the linked library; the
     // mirrors are only read, and each value is compared with what the public function returns.
     unsafe {
-        let reg = sys::ggml_backend_cpu_reg();
-        if reg.is_null() {
-            return Err("no CPU backend is linked".into());
-        }
+        let device = crate::cpu::cpu().ok_or("ggml has no CPU backend")?.device;
+        let reg = sys::ggml_backend_dev_backend_reg(device);
         let mirror = &*reg.cast::<RegObject>();
         if mirror.api_version != API_VERSION {
             return Err(format!(

@@ -12,6 +12,7 @@
 mod abi;
 mod context;
 mod cookie;
+mod cpu;
 mod log;
 mod model;
 pub mod plain;
@@ -42,7 +43,29 @@ pub fn init() {
         log::install();
         // SAFETY: called once, before anything else of llama.cpp.
         unsafe { sys::llama_backend_init() };
+        #[cfg(feature = "portable")]
+        load_backends();
     });
+}
+
+/// A portable build brings its backends as libraries beside the program (or where `HYPURA_BACKENDS`
+/// says), one per kind of CPU; ggml takes the best one that this machine can run.
+#[cfg(feature = "portable")]
+fn load_backends() {
+    let beside = || std::env::current_exe().ok()?.parent().map(|dir| dir.join("backends"));
+    let built = || sys::BACKENDS_DIR.map(std::path::PathBuf::from);
+    let folder = std::env::var_os("HYPURA_BACKENDS")
+        .map(std::path::PathBuf::from)
+        .or_else(|| beside().filter(|dir| dir.is_dir()))
+        .or_else(built);
+    let folder = folder.and_then(|dir| {
+        use std::os::unix::ffi::OsStrExt;
+        std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()
+    });
+    if let Some(folder) = folder {
+        // SAFETY: a terminated string; called once.
+        unsafe { sys::ggml_backend_load_all_from_path(folder.as_ptr()) };
+    }
 }
 
 /// The version of llama.cpp that is linked, as it prints it.

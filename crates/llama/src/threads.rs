@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
+use crate::cpu::cpu;
+
 /// A pool of compute threads; the thread that computes is one of them.
 #[derive(Debug)]
 pub struct Threadpool {
@@ -24,13 +26,13 @@ impl Threadpool {
     ///
     /// `poll` is how eagerly idle threads spin between graphs, 0 (sleep at once) to 100.
     pub fn new(n_threads: u32, poll: u32) -> Option<Threadpool> {
-        crate::init();
+        let cpu = cpu()?;
         let n_threads = i32::try_from(n_threads.max(1)).ok()?;
         // SAFETY: the parameters are filled by ggml and live for the call.
         let pool = unsafe {
             let mut params = sys::ggml_threadpool_params_default(n_threads);
             params.poll = poll.min(100);
-            sys::ggml_threadpool_new(&raw mut params)
+            (cpu.threadpool_new)(&raw mut params)
         };
         Some(Threadpool { pool: NonNull::new(pool)?, n_threads })
     }
@@ -47,7 +49,9 @@ impl Threadpool {
 
 impl Drop for Threadpool {
     fn drop(&mut self) {
-        // SAFETY: contexts hold an `Arc` of the pool, so nothing computes with it any more.
-        unsafe { sys::ggml_threadpool_free(self.pool.as_ptr()) };
+        if let Some(cpu) = cpu() {
+            // SAFETY: contexts hold an `Arc` of the pool, so nothing computes with it any more.
+            unsafe { (cpu.threadpool_free)(self.pool.as_ptr()) };
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::{NonNull, null_mut};
+use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +17,7 @@ use crate::abi::{
     Reg, RegI, RegObject, Tensor,
 };
 use crate::context::DecodeError;
+use crate::cpu::cpu;
 use crate::threads::Threadpool;
 
 /// A ggml device that wraps another and streams weights to it.
@@ -84,9 +85,7 @@ impl TieredDevice {
     pub(super) fn new(tensors: &[StreamedTensor]) -> Result<Arc<TieredDevice>, String> {
         crate::init();
         abi::verify()?;
-        // SAFETY: the CPU device always exists.
-        let inner = unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
-        let Some(inner) = NonNull::new(inner) else { return Err("no CPU device".into()) };
+        let inner = cpu().ok_or("ggml has no CPU backend")?.device;
         let expected = tensors.iter().map(|t| (t.name.clone(), t.kind.clone())).collect();
         let device = Arc::new_cyclic(|weak: &std::sync::Weak<TieredDevice>| {
             let this = weak.as_ptr().cast_mut();
@@ -98,7 +97,7 @@ impl TieredDevice {
                 reg: RegObject { api_version: abi::API_VERSION, iface: REG, context },
                 streamed: BufferType { iface: buffers::STREAMED, device: dev.cast(), context },
                 resident: BufferType { iface: buffers::RESIDENT, device: dev.cast(), context },
-                inner: inner.as_ptr(),
+                inner,
                 loading: AtomicBool::new(true),
                 state: Mutex::new(State { expected, ..State::default() }),
                 stream: Mutex::new(None),
@@ -347,8 +346,10 @@ unsafe extern "C" fn reg_proc(_: Reg, name: *const c_char) -> *mut c_void {
 }
 
 unsafe extern "C" fn set_n_threads(backend: Backend, n_threads: c_int) {
-    // SAFETY: the wrapped device is the CPU.
-    unsafe { sys::ggml_backend_cpu_set_n_threads(of_backend(backend).inner, n_threads) };
+    if let Some(cpu) = cpu() {
+        // SAFETY: the wrapped device is the CPU.
+        unsafe { (cpu.set_n_threads)(of_backend(backend).inner, n_threads) };
+    }
 }
 
 unsafe extern "C" fn set_abort_callback(
@@ -356,8 +357,10 @@ unsafe extern "C" fn set_abort_callback(
     callback: sys::ggml_abort_callback,
     data: *mut c_void,
 ) {
-    // SAFETY: as above; llama.cpp keeps `data` alive.
-    unsafe { sys::ggml_backend_cpu_set_abort_callback(of_backend(backend).inner, callback, data) };
+    if let Some(cpu) = cpu() {
+        // SAFETY: as above; llama.cpp keeps `data` alive.
+        unsafe { (cpu.set_abort_callback)(of_backend(backend).inner, callback, data) };
+    }
 }
 
 // ---- backend ----
@@ -393,9 +396,9 @@ unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
             return null_mut();
         }
         let threads = device.state().threads.clone();
-        if let Some(threads) = &threads {
-            sys::ggml_backend_cpu_set_n_threads(inner, threads.n_threads());
-            sys::ggml_backend_cpu_set_threadpool(inner, threads.as_ptr());
+        if let (Some(threads), Some(cpu)) = (&threads, cpu()) {
+            (cpu.set_n_threads)(inner, threads.n_threads());
+            (cpu.set_threadpool)(inner, threads.as_ptr());
         }
         Arc::increment_strong_count(std::ptr::from_ref(device));
         let device = Arc::from_raw(std::ptr::from_ref(device));
