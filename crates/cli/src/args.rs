@@ -2,16 +2,28 @@
 
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hypura_engine::{LoadOptions, llama};
 
 use crate::size;
 
+const EXAMPLES: &str = "\
+Examples:
+  hypura run model.gguf                             chat
+  hypura run model.gguf -p \"Tell me a story\"        one answer
+  hypura run model.gguf --memory 8GiB < prompt.txt  within 8 GiB, prompt from a file
+  hypura inspect model.gguf --memory 8GiB           where its bytes would be
+
+Exit codes: 0 done, 1 internal error, 2 wrong usage or too small a budget, 3 no sound model,
+4 input or output failed, 130 interrupted.";
+
 /// Runs language models that are larger than the machine's memory.
 #[derive(Debug, Parser)]
 #[command(name = "hypura", version, about, disable_help_subcommand = true)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Cli {
-    /// Say more about what happens (-v, -vv, -vvv)
+    /// Say more about what happens; -vv and -vvv say still more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 
@@ -19,9 +31,32 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// What is wrong with a command line, in one sentence; `None` when help or the version was asked
+/// for, which is no mistake.
+pub(crate) fn mistake(error: &clap::Error) -> Option<String> {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return None;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Some("no command was given; hypura --help lists them".to_owned());
+    }
+    // clap renders paragraphs: what is wrong, tips, the usage, where to find help.
+    let rendered = error.render().to_string();
+    let mut paragraphs = rendered.split("\n\n");
+    let line = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut sentence = line(paragraphs.next().unwrap_or_default().trim_start_matches("error: "));
+    for tip in paragraphs.filter_map(|p| p.trim_start().strip_prefix("tip: ")) {
+        sentence.push_str("; ");
+        sentence.push_str(&line(tip));
+    }
+    sentence.push_str("; see --help");
+    Some(sentence)
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Generate text: one answer, or a chat
+    #[command(allow_negative_numbers = true)]
     Run(RunArgs),
     /// Show what a model is made of, and where its bytes would go
     Inspect(InspectArgs),
@@ -34,41 +69,47 @@ pub(crate) enum Command {
 /// Which model, and within what.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// A GGUF file (the first one of a split set), or a name known to a local store
+    /// A GGUF file (of a split set the first), or the name of a model in a local store: Hypura's
+    /// own models folder, Ollama's store, the Hugging Face cache
     pub(crate) model: String,
 
-    /// Another folder with GGUF files, for names
+    /// One more folder with GGUF files that can be named without path and ending
     #[arg(long, value_name = "DIR")]
     pub(crate) models_dir: Option<PathBuf>,
 
-    /// Memory that the whole process may take, such as 8GiB [default: what is free, less a margin]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    /// What the whole process may take, such as 8GiB or 500M [default: what is free, less a margin]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = MEMORY)]
     pub(crate) memory: Option<u64>,
 
-    /// Memory that the weights alone may take
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    /// What the weights alone may take of it [default: whatever is left]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = MEMORY)]
     pub(crate) weights_memory: Option<u64>,
 
-    /// Tokens of context
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) ctx: u32,
+    /// Tokens that prompt and answer may have together; the model's own limit caps it [default: 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = MEMORY)]
+    pub(crate) ctx: Option<u32>,
 
-    /// Tokens that are computed at once in a prompt [default: chosen by the planner]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    /// Tokens of a prompt that are computed at once [default: chosen by the planner]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192), help_heading = COMPUTING)]
     pub(crate) ubatch: Option<u32>,
 
-    /// Compute threads [default: the free cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    /// Compute threads, at most one per core [default: the free cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512), help_heading = COMPUTING)]
     pub(crate) threads: Option<u32>,
 
-    /// How resident weights lie in memory: as in the file, or as the CPU likes it best
-    #[arg(long, value_enum, default_value_t = LayoutArg::Fast)]
+    /// How weights that stay in memory lie there: rearranged for this CPU, or plain as in the
+    /// file, which gives the same text at every --memory
+    #[arg(long, value_enum, default_value_t = LayoutArg::Fast, help_heading = COMPUTING)]
     pub(crate) layout: LayoutArg,
 
-    /// Fused attention kernels
-    #[arg(long, value_enum, default_value_t = FlashArg::Auto)]
+    /// Whether attention is computed by the fused kernel
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = FlashArg::Auto, help_heading = COMPUTING)]
     pub(crate) flash_attention: FlashArg,
 }
+
+const MEMORY: &str = "Memory";
+const COMPUTING: &str = "Computing";
+const SAMPLING: &str = "Choosing tokens";
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum LayoutArg {
@@ -84,12 +125,17 @@ pub(crate) enum FlashArg {
 }
 
 impl ModelArgs {
+    /// Tokens of context that are asked for.
+    pub(crate) fn ctx_tokens(&self) -> u32 {
+        self.ctx.unwrap_or_else(|| LoadOptions::default().ctx_tokens)
+    }
+
     /// What the engine is asked for.
     pub(crate) fn load_options(&self) -> LoadOptions {
         LoadOptions {
             memory_bytes: self.memory,
             weights_memory_bytes: self.weights_memory,
-            ctx_tokens: self.ctx,
+            ctx_tokens: self.ctx_tokens(),
             ubatch_tokens: self.ubatch,
             threads: self.threads,
             layout: match self.layout {
@@ -112,28 +158,28 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
-    /// What to say to the model [default: standard input, or a chat on a terminal]
-    #[arg(short, long, value_name = "TEXT")]
+    /// What to say to the model [default: standard input; a chat if that is a terminal]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) prompt: Option<String>,
 
-    /// Chat, also when standard input is no terminal
+    /// Chat, even if standard input is no terminal: one message per line
     #[arg(short, long, conflicts_with = "prompt")]
     pub(crate) interactive: bool,
 
-    /// Pass the prompt as it is, without the model's chat template
-    #[arg(long)]
+    /// Let the model continue the prompt as it stands, without its chat template
+    #[arg(long, conflicts_with = "interactive")]
     pub(crate) raw: bool,
 
-    /// What the model is told before the conversation
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    /// What the model is told before the conversation (its system message)
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
 
-    /// Tokens to generate at most
-    #[arg(short = 'n', long, value_name = "N")]
-    pub(crate) max_tokens: Option<usize>,
+    /// Tokens of an answer at most [default: until the model ends it, or the context is full]
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32))]
+    pub(crate) max_tokens: Option<u32>,
 
-    /// End the answer at this text (may be given more than once)
-    #[arg(long, value_name = "TEXT")]
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
 
     /// Go on after the model's end of text
@@ -143,15 +189,15 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 
-    /// Write the numbers of the run to this file
+    /// Write the numbers of the run to this file, as JSON; in a chat those of the last answer
     #[arg(long, value_name = "FILE")]
     pub(crate) stats_json: Option<PathBuf>,
 
-    /// Write the router's choices to this file
+    /// Write which experts the router chose to this file; only while experts are streamed
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
 
-    /// No summary after the answer
+    /// Leave out the summary after an answer
     #[arg(short, long)]
     pub(crate) quiet: bool,
 
@@ -169,33 +215,33 @@ pub(crate) enum BaselineArg {
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
     /// How freely tokens are chosen; 0 always takes the likeliest
-    #[arg(short, long, value_name = "X", default_value_t = 0.8, value_parser = non_negative)]
+    #[arg(short, long, value_name = "X", default_value_t = 0.8, value_parser = non_negative, help_heading = SAMPLING)]
     pub(crate) temperature: f32,
 
     /// Choose among the K likeliest tokens; 0 among all
-    #[arg(long, value_name = "K", default_value_t = 40)]
+    #[arg(long, value_name = "K", default_value_t = 40, help_heading = SAMPLING)]
     pub(crate) top_k: u32,
 
     /// Choose among the likeliest tokens that together reach this probability
-    #[arg(long, value_name = "P", default_value_t = 0.9, value_parser = share)]
+    #[arg(long, value_name = "P", default_value_t = 0.9, value_parser = share, help_heading = SAMPLING)]
     pub(crate) top_p: f32,
 
     /// Leave out tokens less likely than this share of the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share, help_heading = SAMPLING)]
     pub(crate) min_p: f32,
 
     /// Make repeated tokens less likely; 1 changes nothing
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive, help_heading = SAMPLING)]
     pub(crate) repeat_penalty: f32,
 
     /// The seed of the random choice
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = SAMPLING)]
     pub(crate) seed: u32,
 }
 
 fn number(text: &str) -> Result<f32, String> {
-    let value: f32 = text.parse().map_err(|_| "that is no number".to_owned())?;
-    if value.is_finite() { Ok(value) } else { Err("that is no number".to_owned()) }
+    let value: f32 = text.parse().map_err(|_| "use a number".to_owned())?;
+    if value.is_finite() { Ok(value) } else { Err("use a finite number".to_owned()) }
 }
 
 fn non_negative(text: &str) -> Result<f32, String> {
@@ -234,6 +280,10 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     pub(crate) tensors: bool,
 
+    /// Also draw the plan as a picture (SVG) into this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+
     /// Print the plan as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -244,7 +294,7 @@ pub(crate) struct EstimateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
-    /// A machine described by `hypura profile --json`, in place of this one
+    /// Estimate for the machine that this file describes; made by `hypura profile MODEL --json`
     #[arg(long, value_name = "FILE")]
     pub(crate) profile: Option<PathBuf>,
 
@@ -255,10 +305,10 @@ pub(crate) struct EstimateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ProfileArgs {
-    /// A large file (a model) on the drive to measure
+    /// A large file, such as a model: the drive that it lies on is measured by reading it
     pub(crate) file: Option<PathBuf>,
 
-    /// Measure again, whatever is known already
+    /// Measure again what was measured before
     #[arg(long)]
     pub(crate) fresh: bool,
 

@@ -1,8 +1,11 @@
-//! Exit codes.
+//! What a failure is called, and its exit code.
 
 use std::process::ExitCode;
 
-use hypura_engine::{GenerateError, LoadError, ResolveError, llama, plan};
+use hypura_engine::plan::PlanError;
+use hypura_engine::{GenerateError, LoadError, ResolveError, llama};
+
+use crate::size;
 
 /// What kind of failure it is, for the exit code. The numbers are documented in the README.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +58,7 @@ impl Failure {
         if error.is::<Interrupted>() {
             return Some(Failure::Interrupted);
         }
-        if error.is::<UsageError>() || error.is::<plan::PlanError>() {
+        if error.is::<UsageError>() || error.is::<PlanError>() {
             return Some(Failure::Usage);
         }
         if error.is::<ResolveError>() || error.is::<hypura_engine::gguf::OpenError>() {
@@ -67,9 +70,14 @@ impl Failure {
         }
         if let Some(error) = error.downcast_ref::<LoadError>() {
             return Some(match error {
-                LoadError::Plan(_) | LoadError::BudgetTooSmall { .. } => Failure::Usage,
+                LoadError::Plan(_)
+                | LoadError::BudgetTooSmall { .. }
+                | LoadError::ResidentTooLarge { .. } => Failure::Usage,
                 LoadError::Llama(llama::LoadError::Cancelled) => Failure::Interrupted,
-                LoadError::Llama(llama::LoadError::Io(_)) | LoadError::Changed(_) => Failure::Io,
+                LoadError::NothingToTrace => Failure::Usage,
+                LoadError::Llama(llama::LoadError::Io(_))
+                | LoadError::Changed(_)
+                | LoadError::Trace(_) => Failure::Io,
                 LoadError::Llama(llama::LoadError::Internal(_)) | LoadError::Other(_) => {
                     Failure::Internal
                 }
@@ -103,5 +111,97 @@ impl Failure {
             Failure::Interrupted => 130,
             Failure::BrokenPipe => 141,
         })
+    }
+}
+
+/// An error in one sentence, with what is behind it as far as that is not said already.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    if Failure::of(error) == Failure::Interrupted {
+        return Interrupted.to_string();
+    }
+    if let Some(sentence) = error.downcast_ref::<LoadError>().and_then(budget_sentence) {
+        return sentence;
+    }
+    // Only writing to standard output fails without a context.
+    if let Some(error) = error.chain().next().and_then(|e| e.downcast_ref::<std::io::Error>()) {
+        return format!("can't write to standard output: {}", reason(error));
+    }
+    let mut sentence = error.to_string();
+    for cause in error.chain().skip(1) {
+        let said = cause.to_string();
+        if sentence.contains(&said) {
+            continue;
+        }
+        sentence.push_str(": ");
+        sentence.push_str(&cause.downcast_ref().map_or(said, reason));
+    }
+    sentence
+}
+
+/// An I/O error as part of a sentence: `No such file or directory (os error 2)` without capital and
+/// number.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split_once(" (os error ").map_or(text.as_str(), |(text, _)| text);
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// A budget that is too small, with sizes that can be typed.
+fn budget_sentence(error: &LoadError) -> Option<String> {
+    let (option, what, budget_bytes, needed_bytes) = match error {
+        LoadError::Plan(PlanError::BudgetTooSmall { smallest_bytes, budget_bytes, n_ctx }) => {
+            let what = format!("this model with a context of {n_ctx} tokens");
+            ("memory", what, budget_bytes, smallest_bytes)
+        }
+        LoadError::Plan(PlanError::WeightsBudgetTooSmall { smallest_bytes, budget_bytes }) => {
+            ("weights-memory", "this model".to_owned(), budget_bytes, smallest_bytes)
+        }
+        LoadError::BudgetTooSmall { needed_bytes, budget_bytes } => {
+            ("memory", "this model's buffers".to_owned(), budget_bytes, needed_bytes)
+        }
+        LoadError::ResidentTooLarge { needed_bytes } => {
+            return Some(format!(
+                "the whole model in memory is too large for the budget; use --memory {} or more",
+                size::show_enough(*needed_bytes)
+            ));
+        }
+        _ => return None,
+    };
+    let smaller = if option == "memory" { ", or a smaller --ctx" } else { "" };
+    Some(format!(
+        "{} is too small for {what}; use --{option} {} or more{smaller}",
+        size::show(*budget_bytes),
+        size::show_enough(*needed_bytes),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let io = || std::io::Error::other("Disk on fire (os error 5)");
+        for (error, expected) in [
+            (anyhow::Error::new(io()).context("can't write x"), "can't write x: disk on fire"),
+            (anyhow::Error::new(io()), "can't write to standard output: disk on fire"),
+            (anyhow::anyhow!("inner").context("outer (inner)"), "outer (inner)"),
+            (Interrupted.into(), "interrupted"),
+            (UsageError("no".into()).into(), "no"),
+        ] {
+            assert_eq!(sentence(&error), expected);
+        }
+    }
+
+    #[test]
+    fn budgets_are_named_in_sizes_that_suffice() {
+        let smallest_bytes = 67_973_405;
+        let plan = PlanError::BudgetTooSmall { smallest_bytes, budget_bytes: 1 << 20, n_ctx: 2048 };
+        assert_eq!(
+            sentence(&LoadError::Plan(plan).into()),
+            "1.00 MiB is too small for this model with a context of 2048 tokens; \
+             use --memory 64.9MiB or more, or a smaller --ctx"
+        );
     }
 }

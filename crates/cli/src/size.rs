@@ -33,6 +33,20 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
 
 /// Bytes for people: powers of 1,024, three digits.
 pub(crate) fn show(bytes: u64) -> String {
+    let (value, unit, digits) = scaled(bytes);
+    format!("{value:.digits$} {unit}")
+}
+
+/// A size that can be typed as an option, and that is at least `bytes`.
+pub(crate) fn show_enough(bytes: u64) -> String {
+    let (value, unit, digits) = scaled(bytes);
+    let scale = [1.0, 10.0, 100.0][digits.min(2)];
+    let value = (value * scale).ceil() / scale;
+    format!("{value:.digits$}{unit}")
+}
+
+/// The number, the unit, and the digits behind the point that make three.
+fn scaled(bytes: u64) -> (f64, &'static str, usize) {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -46,7 +60,7 @@ pub(crate) fn show(bytes: u64) -> String {
         v if v < 99.95 => 1,
         _ => 0,
     };
-    format!("{value:.digits$} {}", UNITS[unit])
+    (value, UNITS[unit], digits)
 }
 
 #[cfg(test)]
@@ -84,5 +98,16 @@ mod tests {
         ] {
             assert_eq!(show(bytes), text);
         }
+    }
+
+    #[test]
+    fn enough_is_enough() {
+        for bytes in [0, 1, 999, 1000, 1025, 67_973_405, 1_048_576_001, 3 << 30, u64::MAX >> 8] {
+            let shown = show_enough(bytes);
+            let parsed = parse(&shown).unwrap();
+            assert!(parsed >= bytes, "{shown}");
+            assert!(parsed <= bytes + bytes / 90, "{shown}");
+        }
+        assert_eq!(show_enough(67_973_405), "64.9MiB");
     }
 }

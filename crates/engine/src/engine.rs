@@ -152,17 +152,8 @@ fn run(mut sequence: Sequence, events: &Receiver<EngineEvent>) {
     while let Ok(event) = events.recv() {
         match event {
             EngineEvent::Generate { request, updates, reply } => {
-                let abort = sequence.abort_flag();
-                let mut gone = false;
-                let result = sequence.generate(&request, &mut |update| {
-                    if !gone && updates.send(update).is_err() {
-                        gone = true;
-                        abort.store(true, Ordering::Relaxed);
-                    }
-                });
-                if gone {
-                    abort.store(false, Ordering::Relaxed);
-                }
+                let result =
+                    sequence.generate(&request, &mut |update| updates.send(update).is_ok());
                 drop(updates);
                 // Nobody may be waiting any more.
                 let _ = reply.send(result);

@@ -107,10 +107,17 @@ pub enum GenerateError {
     Internal(&'static str),
 }
 
+/// Told what happens; answers whether to go on.
+pub(crate) type Sink<'a> = &'a mut dyn FnMut(Update) -> bool;
+
 /// A context with one sequence, and what is in it.
 pub(crate) struct Sequence {
     context: Context,
     tokens: Vec<Token>,
+    /// Whether the state holds these tokens and no other ones.
+    whole: bool,
+    /// How far layers with a sliding window look back, in tokens; 0 when there are none.
+    n_swa: usize,
     stream: Option<Arc<Shared>>,
     abort: Arc<AtomicBool>,
 }
@@ -118,7 +125,8 @@ pub(crate) struct Sequence {
 impl Sequence {
     pub(crate) fn new(context: Context, stream: Option<Arc<Shared>>) -> Sequence {
         let abort = context.abort_flag();
-        Sequence { context, tokens: Vec::new(), stream, abort }
+        let n_swa = context.model().info().n_swa as usize;
+        Sequence { context, tokens: Vec::new(), whole: true, n_swa, stream, abort }
     }
 
     pub(crate) fn context(&self) -> &Context {
@@ -133,11 +141,11 @@ impl Sequence {
         self.stream.as_ref().map(|shared| shared.stats()).unwrap_or_default()
     }
 
-    /// Generates an answer; tells `sink` about it as it comes.
+    /// Generates an answer; tells `sink` about it as it comes, which answers whether to go on.
     pub(crate) fn generate(
         &mut self,
         request: &GenerateRequest,
-        sink: &mut dyn FnMut(Update),
+        sink: Sink<'_>,
     ) -> Result<Generated, GenerateError> {
         let begin = Instant::now();
         let n_ctx = self.context.n_ctx() as usize;
@@ -164,7 +172,9 @@ impl Sequence {
         let mut first = None;
         let outcome = match prompt {
             Ok(()) => loop {
-                let token = sampler.sample(&mut self.context, -1);
+                let Some(token) = sampler.sample(&mut self.context, -1) else {
+                    return Err(GenerateError::Internal("no logits"));
+                };
                 if first.is_none() {
                     ttft = begin.elapsed();
                     first = Some(Instant::now());
@@ -213,32 +223,35 @@ impl Sequence {
     /// needed. Returns how many tokens stay.
     fn keep_prefix(&mut self, prompt: &[Token]) -> usize {
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let keep = shared.min(prompt.len() - 1);
-        if keep < self.tokens.len() {
-            self.cut(keep);
-        }
+        self.cut(shared.min(prompt.len() - 1));
         self.tokens.len()
     }
 
-    /// Forgets all tokens from `keep` on; all of them when the model's state can't be cut.
+    /// Forgets all tokens from `keep` on; all of them when the model's state can't be cut, or when
+    /// layers with a sliding window have forgotten what the next token looks back at.
     fn cut(&mut self, keep: usize) {
-        if keep > 0 && self.context.forget(0, position(keep), -1) {
+        let untouched = keep == self.tokens.len() && self.whole;
+        let is_cut = keep > 0 && (untouched || self.context.forget(0, position(keep), -1));
+        let needed_from = keep.saturating_sub(self.n_swa);
+        let has_window = || {
+            let first = self.context.first_position(0);
+            usize::try_from(first).is_ok_and(|first| first <= needed_from)
+        };
+        if is_cut && (self.n_swa == 0 || has_window()) {
             self.tokens.truncate(keep);
         } else {
             self.context.clear();
             self.tokens.clear();
         }
+        self.whole = true;
     }
 
-    fn compute_prompt(
-        &mut self,
-        prompt: &[Token],
-        sink: &mut dyn FnMut(Update),
-    ) -> Result<(), DecodeError> {
+    fn compute_prompt(&mut self, prompt: &[Token], sink: Sink<'_>) -> Result<(), DecodeError> {
         let total = prompt.len();
         while self.tokens.len() < total {
             let from = self.tokens.len();
-            let to = total.min(from + self.context.n_batch());
+            // One micro-batch at a time, which is how llama.cpp would divide a larger batch.
+            let to = total.min(from + self.context.n_ubatch());
             let batch: Vec<BatchToken> = (from..to)
                 .map(|i| BatchToken {
                     token: prompt[i],
@@ -248,7 +261,9 @@ impl Sequence {
                 })
                 .collect();
             self.decode(&batch)?;
-            sink(Update::Prompt { done: to, total });
+            if !sink(Update::Prompt { done: to, total }) {
+                return Err(DecodeError::Aborted);
+            }
         }
         Ok(())
     }
@@ -264,6 +279,7 @@ impl Sequence {
             }
             Err(error) => {
                 // Part of the batch may be in the state.
+                self.whole = false;
                 self.cut(self.tokens.len());
                 Err(error)
             }
@@ -273,7 +289,8 @@ impl Sequence {
 
 /// The answer as it grows.
 struct Answer<'a> {
-    sink: &'a mut dyn FnMut(Update),
+    sink: Sink<'a>,
+    gone: bool,
     max_tokens: usize,
     utf8: Utf8Assembler,
     filter: StopFilter,
@@ -283,9 +300,10 @@ struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    fn new(request: &GenerateRequest, sink: &'a mut dyn FnMut(Update)) -> Answer<'a> {
+    fn new(request: &GenerateRequest, sink: Sink<'a>) -> Answer<'a> {
         Answer {
             sink,
+            gone: false,
             max_tokens: request.max_tokens.unwrap_or(usize::MAX),
             utf8: Utf8Assembler::default(),
             filter: StopFilter::new(&request.stop),
@@ -307,13 +325,16 @@ impl<'a> Answer<'a> {
             self.stopped = true;
             return Some(Finish::Stop(stop));
         }
+        if self.gone {
+            return Some(Finish::Interrupted);
+        }
         (self.tokens.len() >= self.max_tokens).then_some(Finish::Length)
     }
 
     fn emit(&mut self, text: String) {
         if !text.is_empty() {
             self.text.push_str(&text);
-            (self.sink)(Update::Text(text));
+            self.gone |= !(self.sink)(Update::Text(text));
         }
     }
 

@@ -110,6 +110,18 @@ pub enum LoadError {
         /// The budget.
         budget_bytes: u64,
     },
+    /// All weights were loaded, and what is in memory now is more than the budget.
+    #[error("keeping the whole model in memory needs {needed_bytes} bytes; use a larger --memory")]
+    ResidentTooLarge {
+        /// What would do.
+        needed_bytes: u64,
+    },
+    /// A trace was asked for, and no experts are streamed.
+    #[error("there is nothing to trace: no experts are streamed; use a smaller --memory")]
+    NothingToTrace,
+    /// The trace can't be written.
+    #[error("{0}")]
+    Trace(String),
     /// Something else went wrong.
     #[error("{0}")]
     Other(String),
@@ -167,13 +179,21 @@ pub fn load(
     let begin = Instant::now();
     let model = gguf::Model::open(path)?;
     let surveyed = machine::survey(path, options.profile_dir.as_deref(), options.threads);
+    let free = surveyed.machine.free_memory_bytes;
+    if free > 0 && options.memory_bytes.is_some_and(|bytes| bytes > free) {
+        let free_mib = free >> 20;
+        tracing::warn!("the memory budget is more than the {free_mib} MiB that are free now");
+    }
     let mut pinned = Vec::new();
+    let mut options = options.clone();
     loop {
+        let options = &mut options;
         let plan = make_plan(&model, &surveyed, options, &pinned)?;
-        tracing::debug!(mode = ?plan.mode, "planned");
+        tracing::debug!(mode = ?plan.mode, bytes = ?plan.bytes, "planned");
         let made = if plan.mode == Mode::FullResident {
             let source = llama::plain::Source::Direct;
             load_resident(path, source, &plan, &surveyed, options, progress)
+                .and_then(|parts| check_resident(parts, &model))
         } else {
             load_streamed(&model, plan, &surveyed, options, progress)
         };
@@ -184,6 +204,12 @@ pub fn load(
                     return Err(LoadError::NotGenerative);
                 }
                 return Ok(parts.into_loaded(model, &surveyed, options, begin));
+            }
+            Err(LoadError::ResidentTooLarge { needed_bytes })
+                if options.weights_memory_bytes.is_none() =>
+            {
+                tracing::info!(needed_bytes, "does not fit after all: streaming");
+                options.weights_memory_bytes = Some(model.weight_bytes().saturating_sub(1));
             }
             Err(LoadError::Llama(llama::LoadError::Unstreamable { names }))
                 if !names.iter().all(|name| pinned.contains(name)) =>
@@ -337,6 +363,17 @@ fn load_resident(
     Ok(Parts { plan: plan.clone(), context, stream: None, load_stats })
 }
 
+/// With all weights in memory: whether the budget holds now that the buffers are there.
+fn check_resident(parts: Parts, model: &gguf::Model) -> Result<Parts, LoadError> {
+    let bytes = &parts.plan.bytes;
+    let needed_bytes = llama::process::rss_bytes() + bytes.compute + bytes.work;
+    tracing::debug!(needed_bytes, weights = model.weight_bytes(), "loaded whole");
+    if needed_bytes > parts.plan.budget_bytes {
+        return Err(LoadError::ResidentTooLarge { needed_bytes });
+    }
+    Ok(parts)
+}
+
 fn load_streamed(
     gguf: &gguf::Model,
     mut plan: Plan,
@@ -349,6 +386,12 @@ fn load_streamed(
         .iter()
         .map(|file| io::File::open(&file.path).map(Arc::new))
         .collect::<Result<Vec<_>, _>>()?;
+    for (file, described) in files.iter().zip(&gguf.files) {
+        if file.len() != described.len {
+            let path = described.path.display();
+            return Err(LoadError::Other(format!("{path} changed while it was opened; try again")));
+        }
+    }
     let streamed = Streamed::of(gguf, &plan)?;
     let reader = || (options.reader)().map_err(LoadError::Other);
     let (model, load_stats) = tiered::load(tiered::TieredParams {
@@ -372,6 +415,8 @@ fn load_streamed(
     if !misused.is_empty() {
         return Err(llama::LoadError::Unstreamable { names: misused }.into());
     }
+    let made = device.allocated().contexts_bytes;
+    tracing::debug!(planned = plan.bytes.kv + plan.bytes.compute, made, "context made");
     let fixed = llama::process::rss_bytes().max(before_context + device.allocated().contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers
@@ -391,7 +436,7 @@ fn load_streamed(
         n_ubatch: plan.n_ubatch as usize,
         n_used_max: plan.expert_layers.iter().map(|l| l.n_used as usize).max().unwrap_or(0),
     };
-    let memory = StreamMemory::new(&device, &spec).map_err(LoadError::Other)?;
+    let memory = StreamMemory::new(&model, &spec).map_err(LoadError::Other)?;
     let recorder = recorder(&plan, options)?;
     let streamer = Streamer::new(sources, Arc::clone(&memory), reader()?, files, recorder);
     let mut streamer = streamer.map_err(LoadError::Other)?;
@@ -405,13 +450,11 @@ fn recorder(plan: &Plan, options: &LoadOptions) -> Result<Option<Recorder>, Load
     let Some(path) = &options.trace else { return Ok(None) };
     let largest = |f: fn(&plan::ExpertLayer) -> u32| plan.expert_layers.iter().map(f).max();
     let (Some(n_experts), Some(top_k)) = (largest(|l| l.n_experts), largest(|l| l.n_used)) else {
-        return Err(LoadError::Other(
-            "there is nothing to trace: no experts are streamed; use a smaller --memory".into(),
-        ));
+        return Err(LoadError::NothingToTrace);
     };
     let n_layers = u32::try_from(plan.expert_layers.len()).unwrap_or(u32::MAX);
     let shape = TraceShape { n_layers, n_experts, top_k };
-    Recorder::create(path, shape).map(Some).map_err(LoadError::Other)
+    Recorder::create(path, shape).map(Some).map_err(LoadError::Trace)
 }
 
 /// Now that all other buffers are there and measured, gives the pools what is left of the budget:
@@ -498,7 +541,7 @@ impl Streamed {
         }
         for (tensor, placement) in gguf.tensors.iter().zip(&plan.placements) {
             let kind = match placement {
-                Placement::Resident | Placement::ExpertPool { .. } => continue,
+                Placement::Resident | Placement::ExpertPool { .. } | Placement::Unused => continue,
                 Placement::Ring => {
                     let index = u32::try_from(sources.matrices.len()).unwrap_or(u32::MAX);
                     sources.matrices.push(MatrixSource {
@@ -507,6 +550,9 @@ impl Streamed {
                         bytes: usize::try_from(tensor.bytes).map_err(|_| too_large())?,
                     });
                     StreamKind::Matrix { index }
+                }
+                Placement::Rows if sources.rows.is_some() => {
+                    return Err(LoadError::Other("internal error: two tables by rows".into()));
                 }
                 Placement::Rows => {
                     sources.rows = Some(RowSource {

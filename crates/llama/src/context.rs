@@ -116,10 +116,11 @@ pub struct Context {
     ptr: NonNull<sys::llama_context>,
     batch: sys::llama_batch,
     n_batch: usize,
+    n_outputs_max: usize,
     n_vocab: usize,
     abort: Arc<AtomicBool>,
     /// Dropped after the context.
-    _threads: Arc<Threadpool>,
+    threads: Arc<Threadpool>,
     model: Model,
 }
 
@@ -136,9 +137,13 @@ impl Context {
         params: &ContextParams,
         threads: &Arc<Threadpool>,
     ) -> Result<Context, ContextError> {
-        if let Some(tiered) = model.tiered() {
-            tiered.attach_threads(threads);
+        if let Some(tiered) = model.tiered()
+            && !tiered.attach_threads(threads)
+        {
+            let reason = "a streamed model has one context at a time".into();
+            return Err(ContextError { reason });
         }
+        crate::take_log_error();
         let abort = Arc::new(AtomicBool::new(false));
         // SAFETY: the flag, the threads and the model are kept by the result and dropped after
         // the context.
@@ -165,7 +170,10 @@ impl Context {
             p.abort_callback_data = Arc::as_ptr(&abort).cast_mut().cast::<c_void>();
             let ptr = sys::llama_init_from_model(model.as_ptr(), p);
             let Some(ptr) = NonNull::new(ptr) else {
-                let reason = crate::last_log_error().unwrap_or_else(|| "no reason given".into());
+                let reason = crate::take_log_error().unwrap_or_else(|| "no reason given".into());
+                if let Some(tiered) = model.tiered() {
+                    tiered.detach_threads();
+                }
                 return Err(ContextError { reason });
             };
             sys::llama_attach_threadpool(ptr.as_ptr(), threads.as_ptr(), threads.as_ptr());
@@ -174,16 +182,20 @@ impl Context {
         if let Some(tiered) = model.tiered() {
             tiered.set_abort_flag(&abort);
         }
-        let n_batch = i32::try_from(params.n_batch).unwrap_or(i32::MAX);
-        // SAFETY: allocates arrays for `n_batch` tokens of one sequence each.
-        let batch = unsafe { sys::llama_batch_init(n_batch, 0, 1) };
+        // SAFETY: the context is alive; allocates arrays for `n_batch` tokens of one sequence each.
+        let (n_batch, batch) = unsafe {
+            let n_batch = sys::llama_n_batch(ptr.as_ptr());
+            (n_batch, sys::llama_batch_init(i32::try_from(n_batch).unwrap_or(i32::MAX), 0, 1))
+        };
+        let n_outputs_max = if params.n_outputs_max == 0 { n_batch } else { params.n_outputs_max };
         Ok(Context {
             ptr,
             batch,
-            n_batch: params.n_batch as usize,
+            n_batch: n_batch as usize,
+            n_outputs_max: n_outputs_max as usize,
             n_vocab: model.vocab().n_tokens(),
             abort,
-            _threads: Arc::clone(threads),
+            threads: Arc::clone(threads),
             model: model.clone(),
         })
     }
@@ -203,6 +215,12 @@ impl Context {
         unsafe { sys::llama_n_ctx(self.ptr.as_ptr()) }
     }
 
+    /// The most tokens that are computed at once.
+    pub fn n_ubatch(&self) -> usize {
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_n_ubatch(self.ptr.as_ptr()) as usize }
+    }
+
     /// The most tokens of one [`Context::decode`].
     pub fn n_batch(&self) -> usize {
         self.n_batch
@@ -220,12 +238,16 @@ impl Context {
     /// models can't go back, so their sequence is to be computed anew.
     ///
     /// # Panics
-    /// When the batch is longer than `n_batch`.
+    /// When the batch is longer than `n_batch`, or wants more outputs than the context was made for.
     pub fn decode(&mut self, tokens: &[BatchToken]) -> Result<(), DecodeError> {
         assert!(tokens.len() <= self.n_batch, "a batch of {} tokens", tokens.len());
         if tokens.is_empty() {
             return Ok(());
         }
+        let outputs = tokens.iter().filter(|t| t.output).count();
+        assert!(outputs <= self.n_outputs_max, "{outputs} outputs of one batch");
+        crate::take_log_error();
+        let busy = self.threads.claim();
         // SAFETY: the batch's arrays have room for `n_batch` tokens.
         let status = unsafe {
             for (i, t) in tokens.iter().enumerate() {
@@ -242,6 +264,7 @@ impl Context {
             }
             status
         };
+        drop(busy);
         let residency = self.model.tiered().and_then(|tiered| tiered.take_error());
         match (status, residency) {
             (0, None) => Ok(()),
@@ -253,7 +276,7 @@ impl Context {
                 Err(DecodeError::Aborted)
             }
             (status, None) => {
-                let reason = crate::last_log_error().unwrap_or_else(|| "no reason given".into());
+                let reason = crate::take_log_error().unwrap_or_else(|| "no reason given".into());
                 Err(DecodeError::Failed { status, reason })
             }
         }
@@ -284,12 +307,24 @@ impl Context {
     }
 }
 
+impl Context {
+    /// The smallest position of a sequence whose attention state is still there: layers with a
+    /// sliding window forget. -1 when there is none.
+    pub fn first_position(&self, seq: i32) -> i32 {
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.ptr.as_ptr()), seq) }
+    }
+}
+
 impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: both were made in `new` and are freed once; threads and model come after.
         unsafe {
             sys::llama_batch_free(self.batch);
             sys::llama_free(self.ptr.as_ptr());
+        }
+        if let Some(tiered) = self.model.tiered() {
+            tiered.detach_threads();
         }
     }
 }

@@ -28,7 +28,7 @@ use std::ffi::CStr;
 use std::sync::OnceLock;
 
 pub use context::{BatchToken, Context, ContextError, ContextParams, DecodeError, FlashAttention};
-pub use log::last_error as last_log_error;
+pub use log::take_error as take_log_error;
 pub use model::{Layout, LoadError, Model, ModelInfo};
 pub use sampler::{Sampler, SamplerParams};
 pub use threads::Threadpool;

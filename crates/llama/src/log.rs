@@ -5,15 +5,15 @@ use std::sync::Mutex;
 
 use llama_cpp_sys_2 as sys;
 
-/// The unfinished line (llama.cpp logs in pieces) and the newest error.
+/// The unfinished line (llama.cpp logs in pieces) and the first error that nobody has taken yet.
 struct State {
     line: String,
     level: sys::ggml_log_level,
-    last_error: Option<String>,
+    first_error: Option<String>,
 }
 
 static STATE: Mutex<State> =
-    Mutex::new(State { line: String::new(), level: sys::GGML_LOG_LEVEL_INFO, last_error: None });
+    Mutex::new(State { line: String::new(), level: sys::GGML_LOG_LEVEL_INFO, first_error: None });
 
 /// A line longer than this is logged in pieces.
 const LINE_BYTES_MAX: usize = 16 * 1024;
@@ -23,9 +23,10 @@ pub(crate) fn install() {
     unsafe { sys::llama_log_set(Some(on_log), std::ptr::null_mut()) };
 }
 
-/// Takes the newest error line that llama.cpp logged: it often says more than a null pointer.
-pub fn last_error() -> Option<String> {
-    STATE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).last_error.take()
+/// Takes the first error line that llama.cpp has logged since the last call: it says more than a
+/// null pointer.
+pub fn take_error() -> Option<String> {
+    STATE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).first_error.take()
 }
 
 unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
@@ -47,7 +48,8 @@ unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: 
         }
         match state.level {
             sys::GGML_LOG_LEVEL_ERROR => {
-                state.last_error = Some(line.to_owned());
+                // What comes after the first one only says that it failed.
+                state.first_error.get_or_insert_with(|| line.to_owned());
                 tracing::debug!(target: "llama.cpp", "error: {line}");
             }
             sys::GGML_LOG_LEVEL_WARN => tracing::debug!(target: "llama.cpp", "warning: {line}"),

@@ -65,6 +65,8 @@ pub struct ModelInfo {
     pub n_embd: u32,
     /// Layers.
     pub n_layer: u32,
+    /// Tokens that the layers with a sliding window look back; 0 when there are none.
+    pub n_swa: u32,
     /// Parameters.
     pub n_params: u64,
     /// Whether its state is not only a list of tokens.
@@ -107,7 +109,7 @@ impl Model {
         tiered: Option<Arc<TieredDevice>>,
     ) -> Result<Model, LoadError> {
         let Some(ptr) = NonNull::new(ptr) else {
-            let reason = crate::last_log_error().unwrap_or_else(|| "it gave no reason".into());
+            let reason = crate::take_log_error().unwrap_or_else(|| "it gave no reason".into());
             return Err(LoadError::Refused { reason: tidy(&reason) });
         };
         Ok(Model { inner: Arc::new(Inner { ptr, tiered }) })
@@ -138,6 +140,7 @@ impl Model {
                 n_ctx_train: count(sys::llama_model_n_ctx_train(ptr)),
                 n_embd: count(sys::llama_model_n_embd(ptr)),
                 n_layer: count(sys::llama_model_n_layer(ptr)),
+                n_swa: count(sys::llama_model_n_swa(ptr)),
                 n_params: sys::llama_model_n_params(ptr),
                 is_recurrent_or_hybrid: sys::llama_model_is_recurrent(ptr)
                     || sys::llama_model_is_hybrid(ptr),

@@ -30,6 +30,7 @@ pub fn load(
     progress: Progress<'_>,
 ) -> Result<Model, LoadError> {
     crate::init();
+    crate::take_log_error();
     let path = model::c_path(path)?;
     let mut slot = ProgressSlot { callback: progress, cancelled: false };
     let mut no_devices: [sys::ggml_backend_dev_t; 1] = [std::ptr::null_mut()];

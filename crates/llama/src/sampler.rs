@@ -19,8 +19,8 @@ pub struct SamplerParams {
     pub min_p: f32,
     /// Divide the logits of repeated tokens by this; 1 changes nothing.
     pub repeat_penalty: f32,
-    /// Among how many of the last tokens a repetition counts; -1 is the whole context.
-    pub repeat_last_n: i32,
+    /// Among how many of the last tokens a repetition counts; 0 switches the penalties off.
+    pub repeat_last_n: u32,
     /// Subtracted once from a token that was seen.
     pub presence_penalty: f32,
     /// Subtracted for each time that a token was seen.
@@ -71,7 +71,7 @@ impl Sampler {
             if penalised {
                 add(sys::llama_sampler_init_penalties(
                     i32::try_from(n_vocab).unwrap_or(i32::MAX),
-                    params.repeat_last_n,
+                    i32::try_from(params.repeat_last_n).unwrap_or(i32::MAX),
                     params.repeat_penalty,
                     params.frequency_penalty,
                     params.presence_penalty,
@@ -91,10 +91,11 @@ impl Sampler {
     }
 
     /// Chooses a token from the logits of output `index` of the last decode (-1: the last one)
-    /// and remembers it.
-    pub fn sample(&mut self, context: &mut Context, index: i32) -> Token {
-        // SAFETY: both are alive; `sample` also accepts the token.
-        unsafe { sys::llama_sampler_sample(self.chain.as_ptr(), context.as_ptr(), index) }
+    /// and remembers it. `None` when that token had no output.
+    pub fn sample(&mut self, context: &mut Context, index: i32) -> Option<Token> {
+        context.logits(index)?;
+        // SAFETY: both are alive, and there are logits; `sample` also accepts the token.
+        Some(unsafe { sys::llama_sampler_sample(self.chain.as_ptr(), context.as_ptr(), index) })
     }
 
     /// Tells the chain of a token that was not sampled by it (a prompt), for the penalties.

@@ -4,6 +4,7 @@
 //! computes a graph per layer.
 
 use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use llama_cpp_sys_2 as sys;
 
@@ -14,9 +15,10 @@ use crate::cpu::cpu;
 pub struct Threadpool {
     pool: NonNull<sys::ggml_threadpool>,
     n_threads: i32,
+    busy: Mutex<()>,
 }
 
-// SAFETY: the pool is used by one computation at a time; ggml locks what its threads share.
+// SAFETY: `busy` lets one computation use the pool at a time; ggml locks what its threads share.
 unsafe impl Send for Threadpool {}
 // SAFETY: as above; a shared reference only hands the pointer on.
 unsafe impl Sync for Threadpool {}
@@ -34,12 +36,17 @@ impl Threadpool {
             params.poll = poll.min(100);
             (cpu.threadpool_new)(&raw mut params)
         };
-        Some(Threadpool { pool: NonNull::new(pool)?, n_threads })
+        Some(Threadpool { pool: NonNull::new(pool)?, n_threads, busy: Mutex::new(()) })
     }
 
     /// How many threads compute, the calling one included.
     pub fn n_threads(&self) -> i32 {
         self.n_threads
+    }
+
+    /// Held while a context computes.
+    pub(crate) fn claim(&self) -> MutexGuard<'_, ()> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::ggml_threadpool {

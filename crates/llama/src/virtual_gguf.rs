@@ -25,6 +25,9 @@ const WINDOW_BYTES: usize = 4 << 20;
 pub struct ServeCounts {
     resident_bytes: AtomicU64,
     streamed_bytes: AtomicU64,
+    skips: AtomicU64,
+    /// Bytes served of each tensor, in the order of the model.
+    per_tensor: Vec<AtomicU64>,
 }
 
 /// A snapshot of [`ServeCounts`].
@@ -34,12 +37,20 @@ pub struct Served {
     pub resident_bytes: u64,
     /// Bytes of streamed tensors that were asked for nevertheless.
     pub streamed_bytes: u64,
+    /// Seeks that were answered with the end of the file.
+    pub skips: u64,
+    /// A resident tensor of which some bytes were read, but not all: its number.
+    pub partial: Option<usize>,
 }
 
 impl ServeCounts {
-    /// The counts so far.
-    pub fn get(&self) -> Served {
+    /// The counts so far, for the tensors of `model`.
+    pub fn get(&self, model: &gguf::Model) -> Served {
+        let served = self.per_tensor.iter().map(|n| n.load(Ordering::Relaxed));
+        let partial = served.zip(&model.tensors).position(|(n, tensor)| n > 0 && n < tensor.bytes);
         Served {
+            skips: self.skips.load(Ordering::Relaxed),
+            partial,
             resident_bytes: self.resident_bytes.load(Ordering::Relaxed),
             streamed_bytes: self.streamed_bytes.load(Ordering::Relaxed),
         }
@@ -93,7 +104,10 @@ impl VirtualGguf {
                 streamed: streamed(&tensor.name),
             })
             .collect();
-        let counts = Arc::new(ServeCounts::default());
+        let counts = Arc::new(ServeCounts {
+            per_tensor: model.tensors.iter().map(|_| AtomicU64::new(0)).collect(),
+            ..ServeCounts::default()
+        });
         let file = VirtualGguf {
             header: header.bytes,
             extents,
@@ -106,9 +120,10 @@ impl VirtualGguf {
     }
 
     /// The tensor whose bytes, or padding, lie at `position`.
-    fn extent_at(&self, position: u64) -> Option<Extent> {
+    fn extent_at(&self, position: u64) -> Option<(usize, Extent)> {
         let after = self.extents.partition_point(|extent| extent.start <= position);
-        self.extents.get(after.checked_sub(1)?).copied()
+        let index = after.checked_sub(1)?;
+        self.extents.get(index).map(|extent| (index, *extent))
     }
 }
 
@@ -137,7 +152,7 @@ impl Read for VirtualGguf {
 
 impl VirtualGguf {
     fn read_data(&mut self, done: usize, out: &mut [u8]) -> Result<usize> {
-        let Some(extent) = self.extent_at(self.position) else {
+        let Some((index, extent)) = self.extent_at(self.position) else {
             return Err(Error::new(ErrorKind::InvalidInput, "a read before the first tensor"));
         };
         let room = out.get_mut(done..).unwrap_or_default();
@@ -160,6 +175,9 @@ impl VirtualGguf {
             self.counts.resident_bytes.fetch_add(n as u64, Ordering::Relaxed);
         }
         let n = self.windows.read(&extent, inside, &mut room[..n])?;
+        if let Some(served) = self.counts.per_tensor.get(index) {
+            served.fetch_add(n as u64, Ordering::Relaxed);
+        }
         Ok(n)
     }
 }
@@ -173,7 +191,8 @@ impl Seek for VirtualGguf {
         };
         let target = target.ok_or_else(|| Error::from(ErrorKind::InvalidInput))?;
         let skip = matches!(to, SeekFrom::Start(_))
-            && self.extent_at(target).is_some_and(|e| e.streamed && e.start == target);
+            && self.extent_at(target).is_some_and(|(_, e)| e.streamed && e.start == target);
+        self.counts.skips.fetch_add(u64::from(skip), Ordering::Relaxed);
         self.position = if skip { self.len } else { target };
         Ok(self.position)
     }

@@ -116,6 +116,10 @@ impl Residency for Naive {
 
     fn computed(&mut self) {}
 
+    fn end(&mut self) -> Result<(), ResidencyError> {
+        Ok(())
+    }
+
     fn compute_time(&mut self, _: Duration) {}
 }
 
@@ -198,7 +202,7 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
         n_ubatch: 32,
         n_used_max: 4,
     };
-    let memory = StreamMemory::new(&device, &spec).unwrap();
+    let memory = StreamMemory::new(&loaded, &spec).unwrap();
     let counts = Arc::new(std::sync::Mutex::new(Counts::default()));
     let naive = Naive {
         memory: Arc::clone(&memory),

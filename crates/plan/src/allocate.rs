@@ -216,6 +216,7 @@ mod tests {
         Inventory {
             kinds: Vec::new(),
             fixed_bytes: random.between(0, 5000),
+            used_bytes: 0,
             dense,
             layers: Vec::new(),
             classes,

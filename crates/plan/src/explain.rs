@@ -144,6 +144,7 @@ fn role_rows(plan: &Plan, model: &Model) -> Vec<RoleRow> {
         row.tensors += 1;
         row.bytes += tensor.bytes;
         *match placement {
+            Placement::Unused => continue,
             Placement::Resident => &mut row.resident_bytes,
             Placement::ExpertPool { .. } => &mut row.expert_bytes,
             Placement::Ring => &mut row.ring_bytes,

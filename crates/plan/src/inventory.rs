@@ -36,6 +36,8 @@ pub(crate) enum Kind {
     Expert(usize),
     /// A table of which a token reads one row.
     Rows,
+    /// Never loaded: llama.cpp computes it only for multi-token prediction, which is off.
+    Unused,
 }
 
 /// One layer's experts.
@@ -89,6 +91,8 @@ pub(crate) struct Inventory {
     /// Per tensor of the model.
     pub(crate) kinds: Vec<Kind>,
     pub(crate) fixed_bytes: u64,
+    /// Bytes of all tensors that are of use.
+    pub(crate) used_bytes: u64,
     /// The matrices that may stream, those first that should stay.
     pub(crate) dense: Vec<Dense>,
     pub(crate) layers: Vec<Layer>,
@@ -124,6 +128,7 @@ impl Inventory {
         let resident_candidates = of_kind(Kind::Fixed).chain(of_kind(Kind::Dense));
         Self {
             fixed_bytes: bytes_of_kind(Kind::Fixed),
+            used_bytes: model.weight_bytes().saturating_sub(bytes_of_kind(Kind::Unused)),
             dense: dense_by_worth(model, &kinds),
             rows_bytes: bytes_of_kind(Kind::Rows),
             row_bytes: total(of_kind(Kind::Rows).map(|t| t.bytes / t.dims[1].max(1))),
@@ -148,16 +153,17 @@ impl Inventory {
 }
 
 fn kind(tensor: &Tensor, hparams: &Hparams, has_output: bool) -> Kind {
-    // What only multi-token prediction computes is never reached by the order of streaming.
-    let is_trunk = tensor.layer.is_none_or(|layer| layer < hparams.n_layer_trunk());
+    if tensor.layer.is_some_and(|layer| layer >= hparams.n_layer_trunk()) {
+        return Kind::Unused;
+    }
     let is_matrix = matches!(tensor.n_dims, 2 | 3) && tensor.name.ends_with(".weight");
     let names = |stems: &[&str]| stems.iter().any(|stem| stem_of(&tensor.name) == *stem);
     match tensor.role {
         // A tied embedding is the output matrix too, which every token reads whole.
         Role::TokenEmbedding if has_output && is_matrix => Kind::Rows,
-        Role::Output | Role::DenseFfn | Role::SharedExpert if is_matrix && is_trunk => Kind::Dense,
-        Role::Attention if is_matrix && is_trunk && !names(&ATTENTION_TABLES) => Kind::Dense,
-        Role::Recurrent if is_matrix && is_trunk && names(&RECURRENT_MATRICES) => Kind::Dense,
+        Role::Output | Role::DenseFfn | Role::SharedExpert if is_matrix => Kind::Dense,
+        Role::Attention if is_matrix && !names(&ATTENTION_TABLES) => Kind::Dense,
+        Role::Recurrent if is_matrix && names(&RECURRENT_MATRICES) => Kind::Dense,
         _ => Kind::Fixed,
     }
 }
@@ -183,6 +189,7 @@ fn expert_layers(
     for (index, tensor) in model.tensors.iter().enumerate() {
         if let (Role::Expert(part), Some(block), Some(_)) =
             (tensor.role, tensor.layer, tensor.n_experts())
+            && block < hparams.n_layer_trunk()
         {
             let prefix = tensor.name.split("blk.").next().unwrap_or_default();
             let set = stem_of(&tensor.name).rsplit('_').next().unwrap_or_default();
@@ -300,7 +307,7 @@ fn active_elements(model: &Model, kinds: &[Kind], layers: &[Layer], has_output: 
     total(model.tensors.iter().zip(kinds).map(|(tensor, kind)| match kind {
         Kind::Fixed if tensor.role == Role::TokenEmbedding && has_output => 0,
         Kind::Fixed | Kind::Dense => elements(tensor),
-        Kind::Rows => 0,
+        Kind::Rows | Kind::Unused => 0,
         Kind::Expert(layer) => layers.get(*layer).map_or(0, |layer| {
             (elements(tensor) / layer.n_experts.max(1)).saturating_mul(layer.n_used)
         }),

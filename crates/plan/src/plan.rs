@@ -69,6 +69,8 @@ pub enum Placement {
     Ring,
     /// On storage; the rows of a batch's tokens are read.
     Rows,
+    /// On storage, and never read: what it computes is not used.
+    Unused,
 }
 
 /// One of an expert's matrices, in the order in which they lie in a slot.

@@ -44,7 +44,6 @@ pub fn plan(model: &Model, machine: &Machine, request: &Request) -> Result<Plan,
 }
 
 struct Planner<'a> {
-    model: &'a Model,
     machine: &'a Machine,
     request: &'a Request,
     inventory: Inventory,
@@ -100,7 +99,6 @@ impl<'a> Planner<'a> {
         Ok(Self {
             widths: Widths::of(model, &hparams, &inventory),
             base: base_bytes(&hparams),
-            model,
             machine,
             request,
             inventory,
@@ -141,7 +139,7 @@ impl<'a> Planner<'a> {
 
     /// All weights in memory, with the largest micro-batch that fits beside them.
     fn full_resident(&self) -> Option<Draft> {
-        let weights = self.model.weight_bytes();
+        let weights = self.inventory.used_bytes;
         if self.request.weights_memory_bytes.is_some_and(|limit| weights > limit) {
             return None;
         }
@@ -208,7 +206,7 @@ impl<'a> Planner<'a> {
 
     /// The smallest budget that works, by whichever mode.
     fn smallest_bytes(&self) -> u64 {
-        let weights = self.model.weight_bytes();
+        let weights = self.inventory.used_bytes;
         let scratch = self.scratch(self.ubatch_min(), self.experts_max(), false).total();
         let resident = total([self.overhead(), weights, scratch]).max(self.load_peak(weights));
         let may_be_resident =
@@ -349,7 +347,7 @@ impl<'a> Planner<'a> {
         let (pools, pools_of_class) =
             if is_resident { (Vec::new(), Vec::new()) } else { self.pools(&draft) };
         let resident_weights = if is_resident {
-            self.model.weight_bytes()
+            self.inventory.used_bytes
         } else {
             draft.allocation.resident_bytes(inventory)
         };
@@ -433,7 +431,12 @@ impl<'a> Planner<'a> {
         pool_of_layer: &impl Fn(usize) -> Option<u32>,
     ) -> Vec<Placement> {
         if draft.mode == Mode::FullResident {
-            return vec![Placement::Resident; self.inventory.kinds.len()];
+            let kinds = self.inventory.kinds.iter();
+            let place = |kind: &Kind| match kind {
+                Kind::Unused => Placement::Unused,
+                _ => Placement::Resident,
+            };
+            return kinds.map(place).collect();
         }
         let mut placements: Vec<Placement> = self
             .inventory
@@ -441,6 +444,7 @@ impl<'a> Planner<'a> {
             .iter()
             .map(|kind| match *kind {
                 Kind::Fixed | Kind::Dense => Placement::Resident,
+                Kind::Unused => Placement::Unused,
                 Kind::Rows if draft.allocation.rows_pinned => Placement::Resident,
                 Kind::Rows => Placement::Rows,
                 Kind::Expert(layer) => pool_of_layer(layer)

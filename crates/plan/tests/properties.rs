@@ -127,6 +127,9 @@ fn check(plan: &Plan, model: &Model, context: &str) {
     for (tensor, placement) in model.tensors.iter().zip(&plan.placements) {
         match placement {
             Placement::Resident => resident += tensor.bytes,
+            Placement::Unused => {
+                assert!(tensor.layer >= Some(model.hparams().n_layer_trunk()), "{context}");
+            }
             Placement::Ring => {
                 ring += tensor.bytes;
                 assert!(matches!(tensor.n_dims, 2 | 3), "{context}: {}", tensor.name);

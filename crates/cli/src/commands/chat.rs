@@ -1,12 +1,13 @@
 //! The interactive chat.
 
-use anyhow::Context;
-use hypura_engine::{ChatTemplate, Finish, GenerateError, Message};
-use rustyline::error::ReadlineError;
+use hypura_engine::{ChatTemplate, Finish, Message};
 
+use crate::commands::lines::{Line, Lines};
 use crate::commands::run::Session;
+use crate::failure::{Interrupted, UsageError, sentence};
+use crate::output::say;
 
-const HELP: &str = "\
+const HELP: &str = "  \
   /help            this text
   /clear           forget the conversation
   /system TEXT     begin anew with this system message
@@ -14,9 +15,6 @@ const HELP: &str = "\
   /bye             leave (or Ctrl-D)
   \"\"\"              begins and ends a message of several lines
   Ctrl-C           stops an answer; the chat goes on";
-
-/// Lines of history kept.
-const HISTORY_LINES_MAX: usize = 1000;
 
 /// What a line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,47 +44,37 @@ impl Input {
     }
 }
 
-pub(crate) fn run(session: &Session<'_>, template: Option<&ChatTemplate>) -> anyhow::Result<()> {
+pub(crate) fn run(
+    session: &Session<'_>,
+    template: Option<&ChatTemplate>,
+    mut lines: Lines,
+) -> anyhow::Result<()> {
     let chatml;
     let template = match template {
         Some(template) => template,
         None => {
-            eprintln!("This model brings no chat template; ChatML is used.");
+            say("This model brings no chat template; ChatML is used.");
             chatml = ChatTemplate::chatml()?;
             &chatml
         }
     };
-    let mut editor = rustyline::DefaultEditor::new().context("can't read from the terminal")?;
-    rustyline::config::Configurer::set_max_history_size(&mut editor, HISTORY_LINES_MAX)
-        .context("can't keep a history")?;
-    let history = crate::home::data().map(|data| data.join("chat-history.txt"));
-    if let Some(path) = &history {
-        // There is none at the first time.
-        let _ = editor.load_history(path);
-    }
-    eprintln!("Type a message; /help lists what else there is.");
-    let result = talk(session, template, &mut editor);
-    if let Some(path) = &history
-        && let Some(folder) = path.parent()
-    {
-        let saved = std::fs::create_dir_all(folder)
-            .map_err(ReadlineError::from)
-            .and_then(|()| editor.save_history(path));
-        if let Err(error) = saved {
-            tracing::warn!("the history is not kept: {error}");
-        }
-    }
+    say("Type a message; /help lists what else there is.");
+    let result = talk(session, template, &mut lines);
+    lines.close();
     result
 }
 
-fn talk(
-    session: &Session<'_>,
-    template: &ChatTemplate,
-    editor: &mut rustyline::DefaultEditor,
-) -> anyhow::Result<()> {
+fn talk(session: &Session<'_>, template: &ChatTemplate, lines: &mut Lines) -> anyhow::Result<()> {
     let mut messages = session.opening();
     loop {
-        let Some(line) = read_message(editor)? else { return Ok(()) };
+        session.interrupt.set_idle(!lines.is_terminal());
+        if !lines.is_terminal() && session.interrupt.is_pressed() {
+            // Just before there was nothing else to stop.
+            return Err(Interrupted.into());
+        }
+        let message = read_message(lines);
+        session.interrupt.set_idle(false);
+        let Some(line) = message? else { return Ok(()) };
         session.interrupt.reset();
         match Input::parse(&line) {
             Input::Say(text) if text.is_empty() => continue,
@@ -96,69 +84,70 @@ fn talk(
                     messages.pop();
                 }
                 if messages.last().is_none_or(|m| m.role != "user") {
-                    eprintln!("There is nothing to answer yet.");
+                    say("There is nothing to answer yet.");
                     continue;
                 }
             }
             Input::Clear => {
-                messages = session.opening();
-                eprintln!("Forgotten.");
+                messages.retain(|m| m.role == "system");
+                say("Forgotten.");
+                continue;
+            }
+            Input::System(text) if text.is_empty() => {
+                say("There is no text behind /system; /help shows how it is used.");
                 continue;
             }
             Input::System(text) => {
                 messages = vec![Message::new("system", text)];
-                eprintln!("Begun anew.");
+                say("Begun anew.");
                 continue;
             }
             Input::Help => {
-                eprintln!("{HELP}");
+                say(HELP);
                 continue;
             }
             Input::Unknown(name) => {
-                eprintln!("There is no /{name}; /help lists what there is.");
+                say(format_args!("There is no /{name}; /help lists what there is."));
                 continue;
             }
             Input::Leave => return Ok(()),
         }
-        let answer = match session.answer(&template.render(&messages)?) {
+        let answer = match session.answer(&template.render(&messages)?, true) {
             Ok(answer) => answer,
             // The conversation has outgrown the context, or one message has: it can be cleared.
-            Err(error)
-                if matches!(
-                    error.downcast_ref::<GenerateError>(),
-                    Some(GenerateError::PromptTooLong { .. })
-                ) =>
-            {
-                eprintln!("hypura: {error:#} (or /clear)");
+            Err(error) if error.is::<UsageError>() => {
+                say(format_args!("hypura: {}, or /clear", sentence(&error)));
                 messages.pop();
                 continue;
             }
             Err(error) => return Err(error),
         };
         if answer.finish == Finish::Interrupted {
-            eprintln!("(stopped)");
+            // The terminal has echoed ^C.
+            say(if answer.text.is_empty() { "\n(stopped)" } else { "(stopped)" });
             session.interrupt.reset();
         }
         messages.push(Message::new("assistant", answer.text));
     }
 }
 
-/// One message: a line, or several between `"""`. `None` at the end of the input.
-fn read_message(editor: &mut rustyline::DefaultEditor) -> anyhow::Result<Option<String>> {
+/// One message: a line, or several between `"""` (the end of the input ends one too). `None` at the
+/// end of the input.
+fn read_message(lines: &mut Lines) -> anyhow::Result<Option<String>> {
     const FENCE: &str = "\"\"\"";
-    let mut lines: Vec<String> = Vec::new();
+    let mut message: Vec<String> = Vec::new();
     let mut fenced = false;
     loop {
-        let line = match editor.readline(if fenced { "... " } else { ">>> " }) {
-            Ok(line) => line,
-            Err(ReadlineError::Eof) => return Ok(None),
-            Err(ReadlineError::Interrupted) => {
-                eprintln!("(Ctrl-D or /bye leaves)");
-                lines.clear();
+        let line = match lines.read(if fenced { "... " } else { ">>> " })? {
+            Line::Text(line) => line,
+            Line::End if fenced => break,
+            Line::End => return Ok(None),
+            Line::Interrupted => {
+                say("(Ctrl-D or /bye leaves)");
+                message.clear();
                 fenced = false;
                 continue;
             }
-            Err(error) => return Err(error).context("can't read from the terminal"),
         };
         let trimmed = line.trim();
         let (text, ends) = if fenced {
@@ -175,16 +164,14 @@ fn read_message(editor: &mut rustyline::DefaultEditor) -> anyhow::Result<Option<
         } else {
             (line, true)
         };
-        lines.push(text);
+        message.push(text);
         if ends {
-            let message = lines.join("\n").trim().to_owned();
-            if !message.is_empty() {
-                // A history that can't grow is no reason to stop.
-                let _ = editor.add_history_entry(message.as_str());
-            }
-            return Ok(Some(message));
+            break;
         }
     }
+    let message = message.join("\n").trim().to_owned();
+    lines.remember(&message);
+    Ok(Some(message))
 }
 
 #[cfg(test)]

@@ -2,22 +2,25 @@
 
 use std::io::Write;
 
-use anyhow::Context;
 use hypura_engine::{Survey, estimate, mode_name, profile::Profile};
 
 use crate::args::EstimateArgs;
-use crate::commands::model_path;
-use crate::failure::UsageError;
+use crate::commands::{check_threads, model_path};
+use crate::failure::{UsageError, reason};
 use crate::size::show;
 
 pub(crate) fn run(args: &EstimateArgs) -> anyhow::Result<()> {
     let path = model_path(&args.model)?;
     let options = args.model.load_options();
     let survey = match &args.profile {
-        None => hypura_engine::survey(&path, options.profile_dir.as_deref(), options.threads),
+        None => {
+            check_threads(&args.model)?;
+            hypura_engine::survey(&path, options.profile_dir.as_deref(), options.threads)
+        }
         Some(file) => {
-            let text = std::fs::read_to_string(file)
-                .map_err(|e| UsageError(format!("can't read {}: {e}", file.display())))?;
+            let text = std::fs::read_to_string(file).map_err(|e| {
+                UsageError(format!("can't read {}: {}", file.display(), reason(&e)))
+            })?;
             let profile = Profile::from_json(&text)
                 .map_err(|e| UsageError(format!("{}: {e}", file.display())))?;
             Survey::of_profile(&profile, None, options.threads)
@@ -43,8 +46,7 @@ pub(crate) fn run(args: &EstimateArgs) -> anyhow::Result<()> {
         speed.decode_tokens_per_s_low,
         speed.decode_tokens_per_s_high,
         speed.prompt_tokens_per_s
-    )
-    .context("can't write")?;
+    )?;
     let limit = serde_json::to_value(speed.limit)?;
     write!(
         out,

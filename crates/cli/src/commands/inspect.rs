@@ -2,17 +2,19 @@
 
 use std::io::Write;
 
+use anyhow::Context;
 use hypura_engine::plan::{Placement, Tier, explain};
 use hypura_engine::{gguf, mode_name, plan_only};
 
 use crate::args::InspectArgs;
-use crate::commands::model_path;
+use crate::commands::{check_threads, model_path, picture};
 use crate::size::show;
 use crate::table::{bar, table};
 
 const BAR_WIDTH: usize = 40;
 
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    check_threads(&args.model)?;
     let path = model_path(&args.model)?;
     let (model, plan) = plan_only(&path, &args.model.load_options())?;
     let mut out = std::io::stdout().lock();
@@ -26,8 +28,24 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?;
         return Ok(());
     }
-    describe(&mut out, &model)?;
     let explained = explain(&plan, &model);
+    if let Some(file) = &args.svg {
+        let title = format!(
+            "{} ({}) in {}: {}",
+            model.metadata.str("general.name").unwrap_or(model.architecture()),
+            show(model.weight_bytes()),
+            show(plan.budget_bytes),
+            mode_name(plan.mode)
+        );
+        let speed = format!(
+            "Expected: {:.1} tokens/s, {} read from the drive per token",
+            plan.speed.decode_tokens_per_s,
+            show(plan.speed.read_bytes_per_token)
+        );
+        std::fs::write(file, picture::draw(&explained, &title, &speed))
+            .with_context(|| format!("can't write {}", file.display()))?;
+    }
+    describe(&mut out, &model)?;
 
     writeln!(out, "\nMade of")?;
     let mut rows = vec![
@@ -116,6 +134,7 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
                     Placement::ExpertPool { pool } => format!("slots of pool {pool}"),
                     Placement::Ring => "streamed".to_owned(),
                     Placement::Rows => "rows read".to_owned(),
+                    Placement::Unused => "unused".to_owned(),
                 };
                 let dims = tensor.dims[..tensor.n_dims as usize].iter().map(u64::to_string);
                 let dims = dims.collect::<Vec<_>>().join(" x ");

@@ -3,14 +3,39 @@
 mod chat;
 pub(crate) mod estimate;
 pub(crate) mod inspect;
+mod lines;
+mod picture;
 pub(crate) mod profile;
 pub(crate) mod run;
 
 use std::path::PathBuf;
 
+use hypura_engine::profile::probe_cpu;
+
 use crate::args::ModelArgs;
+use crate::failure::UsageError;
 
 /// The file of the model that was named.
 pub(crate) fn model_path(args: &ModelArgs) -> anyhow::Result<PathBuf> {
     Ok(crate::home::stores(args.models_dir.as_ref()).resolve(&args.model)?)
+}
+
+/// Refuses more threads than this machine has cores. ggml's threads wait for each other by spinning:
+/// with one more than there are cores, a token takes a thousand times as long.
+pub(crate) fn check_threads(args: &ModelArgs) -> anyhow::Result<()> {
+    let (Some(threads), Ok(cpu)) = (args.threads, probe_cpu()) else { return Ok(()) };
+    if threads > cpu.cores_online {
+        let cores = cpu.cores_online;
+        return Err(UsageError(format!(
+            "--threads {threads} is more than the cores of this machine; use {cores} or fewer"
+        ))
+        .into());
+    }
+    if threads > cpu.cores_free {
+        tracing::warn!(
+            "--threads {threads} is more than the cores that are free for us ({}); this is slow",
+            cpu.cores_free
+        );
+    }
+    Ok(())
 }

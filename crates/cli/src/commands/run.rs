@@ -1,17 +1,20 @@
 //! `hypura run`: one answer, or a chat.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::Context;
 use hypura_engine::{
-    ChatTemplate, Engine, Finish, GenerateRequest, Generated, LoadSummary, Message, Update, llama,
+    ChatTemplate, Engine, Finish, GenerateError, GenerateRequest, Generated, LoadSummary, Message,
+    Update, llama, plan,
 };
 
 use crate::args::{BaselineArg, RunArgs};
-use crate::commands::{chat, model_path};
-use crate::failure::{Interrupted, UsageError};
+use crate::commands::lines::Lines;
+use crate::commands::{chat, check_threads, model_path};
+use crate::failure::{Interrupted, UsageError, reason};
 use crate::interrupt::Interrupt;
+use crate::output::{TextOut, say};
 use crate::progress::Bar;
 use crate::size;
 
@@ -19,12 +22,15 @@ use crate::size;
 const STDIN_BYTES_MAX: u64 = 64 << 20;
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    check_threads(&args.model)?;
     let path = model_path(&args.model)?;
     let interactive = args.interactive || (args.prompt.is_none() && std::io::stdin().is_terminal());
-    let prompt = if interactive { None } else { Some(read_prompt(args)?) };
-    if let Some(path) = &args.stats_json {
+    let prompt = if interactive { String::new() } else { read_prompt(args)? };
+    for path in [&args.stats_json, &args.trace].into_iter().flatten() {
         check_writable(path)?;
     }
+    // The line editor takes Ctrl-C over when it is made, for as long as it lives. So it comes first.
+    let lines = if interactive { Some(Lines::open()?) } else { None };
     let interrupt = Interrupt::install()?;
     let mut bar = Bar::new("loading");
     let mut progress = |share: f32| {
@@ -46,23 +52,50 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     };
     bar.finish();
     let summary = loaded.summary();
+    if args.trace.is_some() && summary.plan().mode == plan::Mode::FullResident {
+        return Err(UsageError(
+            "there is nothing to trace, as no experts are streamed; use a smaller --memory".into(),
+        )
+        .into());
+    }
+    if let Some(asked) = args.model.ctx
+        && asked > summary.plan().n_ctx
+    {
+        tracing::warn!(
+            "--ctx {asked} is cut to the {} tokens that the model was trained for",
+            summary.plan().n_ctx
+        );
+    }
     let engine = Engine::start(loaded).context("can't start the engine's thread")?;
     interrupt.also_set(engine.abort_flag());
     let session = Session { args, engine: &engine, summary: &summary, interrupt: &interrupt };
     let template = session.template()?;
-    match prompt {
-        None => chat::run(&session, template.as_ref()),
-        Some(prompt) => {
-            let answer = session.once(&prompt, template.as_ref())?;
-            if answer.finish == Finish::Interrupted { Err(Interrupted.into()) } else { Ok(()) }
-        }
+    if let Some(lines) = lines {
+        return chat::run(&session, template.as_ref(), lines);
     }
+    let answer = session.once(&prompt, template.as_ref())?;
+    if answer.finish == Finish::Interrupted { Err(Interrupted.into()) } else { Ok(()) }
 }
 
 fn read_prompt(args: &RunArgs) -> anyhow::Result<String> {
-    if let Some(prompt) = &args.prompt {
-        return Ok(prompt.clone());
+    let prompt = match &args.prompt {
+        Some(prompt) => prompt.clone(),
+        None => read_stdin()?,
+    };
+    if args.raw {
+        return Ok(prompt);
     }
+    let prompt = prompt.trim_end_matches(['\r', '\n']);
+    if prompt.trim().is_empty() {
+        return Err(UsageError(
+            "the prompt is empty; give one with -p, or on standard input".into(),
+        )
+        .into());
+    }
+    Ok(prompt.to_owned())
+}
+
+fn read_stdin() -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     let stdin = std::io::stdin().lock();
     stdin.take(STDIN_BYTES_MAX + 1).read_to_end(&mut bytes).context("can't read the prompt")?;
@@ -73,11 +106,19 @@ fn read_prompt(args: &RunArgs) -> anyhow::Result<String> {
         .map_err(|_| UsageError("the prompt is not UTF-8 text; convert it first".into()).into())
 }
 
-/// A file that can't be written is better found out before an hour of work than after.
+/// A file that can't be written is better found out before an hour of work than after. Leaves
+/// nothing behind.
 fn check_writable(path: &Path) -> anyhow::Result<()> {
-    let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    open.map(drop)
-        .map_err(|error| UsageError(format!("can't write {}: {error}", path.display())).into())
+    let made = match std::fs::OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            std::fs::OpenOptions::new().append(true).open(path).map(drop)
+        }
+        Err(error) => Err(error),
+    };
+    made.map_err(|error| {
+        UsageError(format!("can't write {}: {}", path.display(), reason(&error))).into()
+    })
 }
 
 /// What an answer needs.
@@ -107,14 +148,7 @@ impl Session<'_> {
                 template.render(&messages)?
             }
         };
-        let answer = self.answer(&text)?;
-        if let Some(path) = &self.args.stats_json {
-            let stats = self.summary.run_stats(&answer);
-            let json = serde_json::to_string_pretty(&stats)?;
-            std::fs::write(path, json + "\n")
-                .with_context(|| format!("can't write {}", path.display()))?;
-        }
-        Ok(answer)
+        self.answer(&text, false)
     }
 
     /// The messages that a conversation begins with.
@@ -122,25 +156,24 @@ impl Session<'_> {
         self.args.system.iter().map(|text| Message::new("system", text)).collect()
     }
 
-    /// Generates an answer to a rendered prompt and prints it as it comes.
-    pub(crate) fn answer(&self, text: &str) -> anyhow::Result<Generated> {
+    /// Generates an answer to a rendered prompt, prints it as it comes, and reports on it.
+    pub(crate) fn answer(&self, text: &str, in_chat: bool) -> anyhow::Result<Generated> {
         let request = GenerateRequest {
             prompt: self.engine.tokenize(text, true)?,
-            max_tokens: self.args.max_tokens,
+            max_tokens: self.args.max_tokens.map(|n| n as usize),
             sampler: self.args.sampling.params(),
             stop: self.args.stop.clone(),
             ignore_end: self.args.ignore_eos,
         };
         let mut bar = Bar::new("reading the prompt");
-        let mut out = std::io::stdout().lock();
+        let mut out = TextOut::new();
         let mut broken = None;
         let result = self.engine.generate(request, |update| match update {
             Update::Prompt { done, total } => bar.update(done as u64, total as u64),
             Update::Text(text) => {
                 bar.finish();
-                let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-                if let Err(error) = written
-                    && broken.is_none()
+                if broken.is_none()
+                    && let Err(error) = out.write(&text)
                 {
                     self.engine.abort_flag().store(true, std::sync::atomic::Ordering::SeqCst);
                     broken = Some(error);
@@ -152,25 +185,56 @@ impl Session<'_> {
         if let Some(error) = broken {
             return Err(error.into());
         }
-        let answer = result?;
-        // The text alone goes into a pipe; a terminal gets its line ended.
-        if std::io::stdout().is_terminal() {
-            writeln!(out)?;
+        let is_silent = self.args.quiet
+            && result.as_ref().is_ok_and(|answer| {
+                !matches!(answer.finish, Finish::Interrupted | Finish::ContextFull)
+            });
+        out.finish(in_chat, !is_silent)?;
+        let answer = result.map_err(|error| self.explain(error))?;
+        if answer.finish == Finish::ContextFull {
+            tracing::warn!(
+                "the answer ends early, as the context of {} tokens is full",
+                self.summary.plan().n_ctx
+            );
         }
-        drop(out);
-        if !self.args.quiet {
-            eprintln!("{}", self.sentence(&answer));
+        let is_cut_off = answer.finish == Finish::Interrupted && answer.tokens.is_empty();
+        if !self.args.quiet && !is_cut_off {
+            say(self.sentence(&answer));
         }
+        self.write_stats(&answer)?;
         Ok(answer)
+    }
+
+    /// What the user can do about a failed answer depends on what was asked for.
+    fn explain(&self, error: GenerateError) -> anyhow::Error {
+        let GenerateError::PromptTooLong { prompt_tokens, n_ctx } = error else {
+            return error.into();
+        };
+        let is_model_limit = u32::try_from(n_ctx).is_ok_and(|n| n < self.args.model.ctx_tokens());
+        let advice = if is_model_limit {
+            "the model was trained for no more, so shorten it"
+        } else {
+            "shorten it or raise --ctx"
+        };
+        UsageError(format!(
+            "the prompt has {prompt_tokens} tokens, but the context holds {n_ctx}; {advice}"
+        ))
+        .into()
+    }
+
+    fn write_stats(&self, answer: &Generated) -> anyhow::Result<()> {
+        let Some(path) = &self.args.stats_json else { return Ok(()) };
+        let json = serde_json::to_string_pretty(&self.summary.run_stats(answer))?;
+        std::fs::write(path, json + "\n").with_context(|| format!("can't write {}", path.display()))
     }
 
     /// One line about an answer: how fast, from where, and what limited it.
     fn sentence(&self, answer: &Generated) -> String {
         let stats = self.summary.run_stats(answer);
-        let mut parts = vec![format!(
-            "{} tokens at {:.2}/s",
-            stats.generated_tokens, stats.decode_tokens_per_s
-        )];
+        let mut parts = vec![match stats.generated_tokens {
+            n @ (0 | 1) => format!("{n} tokens"),
+            n => format!("{n} tokens at {:.2}/s", stats.decode_tokens_per_s),
+        }];
         parts.push(format!(
             "prompt {} at {:.1}/s{}",
             stats.prompt_tokens - stats.kv_tokens_reused,

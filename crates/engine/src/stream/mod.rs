@@ -123,6 +123,8 @@ pub(crate) struct Streamer {
     /// Reads of expert parts that are under way, and why some failed.
     pending: HashSet<Target>,
     failed: Vec<(Target, String)>,
+    /// Whether the last micro-batch was computed to its end.
+    clean: bool,
     arrived: Vec<Arrival>,
     grants: Vec<hypura_tier::Grant>,
     recorder: Option<Recorder>,
@@ -170,6 +172,7 @@ impl Streamer {
             reads: Reads::new(engine, files),
             pending: HashSet::new(),
             failed: Vec::new(),
+            clean: true,
             arrived: Vec::new(),
             grants: Vec::new(),
             recorder,
@@ -196,6 +199,12 @@ impl Streamer {
         for Arrival { target, result } in self.arrived.drain(..) {
             self.pending.remove(&target);
             match (target, result) {
+                (Target::Matrix { serial }, Err(error)) => {
+                    // Read ahead: it matters when it is needed, if it ever is.
+                    if let Some(ring) = &mut self.ring {
+                        ring.failed(serial, error);
+                    }
+                }
                 (target, Err(error)) => self.failed.push((target, error)),
                 (Target::Part { layer, expert, part }, Ok(())) => {
                     if let Some(table) = &mut self.table {
@@ -219,6 +228,11 @@ impl Streamer {
         }
         self.reads.drain(&mut self.arrived);
         self.book();
+        Err(ResidencyError::Read(self.abandon_failed().unwrap_or_default()))
+    }
+
+    /// Gives up the slots of failed reads, when nothing is under way; the first reason.
+    fn abandon_failed(&mut self) -> Option<String> {
         let mut reason = None;
         for (target, error) in std::mem::take(&mut self.failed) {
             if let (Target::Part { layer, expert, .. }, Some(table)) = (target, &mut self.table) {
@@ -226,10 +240,22 @@ impl Streamer {
             }
             reason.get_or_insert(error);
         }
-        if let Some(ring) = &mut self.ring {
-            ring.clear_queue();
+        reason
+    }
+
+    /// After an interruption or an error: what is still under way comes to rest, and what went
+    /// wrong with it is of no interest any more.
+    fn come_to_rest(&mut self) {
+        self.reads.drain(&mut self.arrived);
+        self.book();
+        if let Some(reason) = self.abandon_failed() {
+            tracing::debug!("a read of an interrupted run failed: {reason}");
         }
-        Err(ResidencyError::Read(reason.unwrap_or_default()))
+        if let Some(ring) = &mut self.ring {
+            ring.computed();
+            ring.clear_queue();
+            ring.resume_at(0);
+        }
     }
 
     /// Waits until none of the reads for which `wanted` holds is under way.
@@ -277,6 +303,16 @@ impl Streamer {
         }
     }
 
+    /// Forgets what was read ahead and goes on with this matrix.
+    fn restart_here(&mut self, index: u32) -> Result<(), ResidencyError> {
+        let schedule = self.ring.as_ref().map(Ring::schedule).unwrap_or_default();
+        let Some(position) = schedule.iter().position(|&i| i == index) else {
+            return Err(ResidencyError::Internal(format!("matrix {index} was not announced")));
+        };
+        self.restart_ring(position);
+        Ok(())
+    }
+
     /// Forgets what was read ahead and goes on at `position` of the schedule.
     fn restart_ring(&mut self, position: usize) {
         self.reads.drain(&mut self.arrived);
@@ -308,11 +344,14 @@ impl Residency for Streamer {
     fn begin(&mut self, matrices: &[u32]) -> Result<(), ResidencyError> {
         self.graphs += 1;
         self.reads.check_files()?;
-        self.reads.poll(&mut self.arrived);
-        self.book();
-        self.check_failed()?;
+        if !std::mem::replace(&mut self.clean, false) {
+            self.come_to_rest();
+        }
         if let Some(table) = &mut self.table {
             table.release_all();
+        }
+        if matrices.is_empty() {
+            return Ok(());
         }
         let changed = self.ring.as_mut().is_some_and(|ring| {
             ring.computed();
@@ -380,6 +419,15 @@ impl Residency for Streamer {
             return Err(ResidencyError::Internal(format!("there is no expert layer {layer}")));
         };
         let grants = std::mem::take(&mut self.grants);
+        for grant in &grants {
+            let lost = source.parts.iter().any(|p| {
+                let target = Target::Part { layer, expert: grant.expert, part: p.part };
+                grant.pending.contains(bit(p.part)) && !self.pending.contains(&target)
+            });
+            if lost {
+                return Err(ResidencyError::Internal("a read has been lost".into()));
+            }
+        }
         // All slices of the first parts (gate and up) go out before the last one (down), which is
         // needed last: see PartSource's order.
         for part in &source.parts {
@@ -428,15 +476,23 @@ impl Residency for Streamer {
                 return Err(ResidencyError::Internal("there is no ring".into()));
             };
             let Some(entry) = ring.front().filter(|entry| entry.index == index) else {
-                // After an interrupted micro-batch: go on where the computation is.
-                let position = ring.schedule().iter().position(|&i| i == index);
-                let Some(position) = position.filter(|_| !restarted) else {
+                // The graph is another one than was read ahead for: go on where it is.
+                if restarted {
                     return Err(ResidencyError::Internal(format!("matrix {index} has no room")));
-                };
+                }
                 restarted = true;
-                self.restart_ring(position);
+                self.restart_here(index)?;
                 continue;
             };
+            if let Some(reason) = self.ring.as_ref().and_then(|ring| ring.failure(entry.serial)) {
+                // The drive gets a second chance: the first read may have been long ago.
+                if restarted {
+                    return Err(ResidencyError::Read(reason));
+                }
+                restarted = true;
+                self.restart_here(index)?;
+                continue;
+            }
             if entry.ready {
                 break;
             }
@@ -482,6 +538,12 @@ impl Residency for Streamer {
             tracing::debug!("reading ahead: {error}");
         }
         self.publish();
+    }
+
+    fn end(&mut self) -> Result<(), ResidencyError> {
+        self.clean = true;
+        // A file that was changed under us must not have decided what was computed.
+        self.reads.check_files()
     }
 
     fn compute_time(&mut self, elapsed: Duration) {

@@ -54,6 +54,8 @@ pub(super) struct Ring {
     queue: VecDeque<Entry>,
     in_use: VecDeque<Entry>,
     serial: u64,
+    /// Why entries of the queue have no bytes.
+    failures: Vec<(u64, String)>,
 }
 
 impl Ring {
@@ -70,6 +72,7 @@ impl Ring {
             queue: VecDeque::new(),
             in_use: VecDeque::new(),
             serial: 0,
+            failures: Vec::new(),
         }
     }
 
@@ -146,6 +149,18 @@ impl Ring {
         }
     }
 
+    /// The read of an entry has failed.
+    pub(super) fn failed(&mut self, serial: u64, reason: String) {
+        if self.queue.iter().any(|entry| entry.serial == serial) {
+            self.failures.push((serial, reason));
+        }
+    }
+
+    /// Why an entry has no bytes, if its read has failed.
+    pub(super) fn failure(&self, serial: u64) -> Option<String> {
+        self.failures.iter().find(|(of, _)| *of == serial).map(|(_, reason)| reason.clone())
+    }
+
     /// Gives the front entry to the computation; returns where its matrix begins.
     pub(super) fn use_front(&mut self) -> Option<usize> {
         let entry = self.queue.pop_front()?;
@@ -161,6 +176,7 @@ impl Ring {
     /// Drops all entries that are not in use. Their reads must have ended.
     pub(super) fn clear_queue(&mut self) {
         self.queue.clear();
+        self.failures.clear();
         self.head = self.in_use.back().map_or(self.first, |last| last.start + last.span);
     }
 }

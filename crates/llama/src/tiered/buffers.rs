@@ -10,6 +10,7 @@ use llama_cpp_sys_2 as sys;
 use super::device::{Weight, of_buft};
 use super::{graph, ledger};
 use crate::abi::{self, Buffer, BufferI, BufferTypeI, Buft, Tensor};
+use crate::context::DecodeError;
 
 // ---- buffers of streamed tensors: addresses without memory ----
 
@@ -38,10 +39,28 @@ const STREAMED_BUFFER: BufferI = BufferI {
     reset: None,
 };
 
-/// What the context of a streamed buffer points to.
-struct Addresses {
+/// Addresses that were reserved for streamed tensors.
+#[derive(Clone, Copy)]
+pub(super) struct Reserved {
     base: *mut c_void,
     bytes: usize,
+}
+
+// SAFETY: an address and a length; what may be done with them is said at the functions.
+unsafe impl Send for Reserved {}
+
+impl Reserved {
+    /// Gives back what was written there, and makes every further touch a fault.
+    ///
+    /// # Safety
+    /// The addresses are still reserved.
+    pub(super) unsafe fn forbid(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            libc::madvise(self.base, self.bytes, libc::MADV_DONTNEED);
+            libc::mprotect(self.base, self.bytes, libc::PROT_NONE);
+        }
+    }
 }
 
 unsafe extern "C" fn streamed_name(_: Buft) -> *const c_char {
@@ -59,27 +78,31 @@ unsafe extern "C" fn streamed_is_host(buft: Buft) -> bool {
 
 unsafe extern "C" fn streamed_alloc(buft: Buft, bytes: usize) -> Buffer {
     let bytes = bytes.max(4096);
-    // SAFETY: reserves addresses only; nothing may be read or written there.
+    // SAFETY: reserves addresses. They can be written until loading is over, so that a loader that
+    // reads streamed tensors after all is slow, not dead.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
-        let base = libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let base = libc::mmap(null_mut(), bytes, access, flags, -1, 0);
         if base == libc::MAP_FAILED {
             return null_mut();
         }
-        let context = Box::into_raw(Box::new(Addresses { base, bytes }));
+        let reserved = Reserved { base, bytes };
+        of_buft(buft).state().reserved.push(reserved);
+        let context = Box::into_raw(Box::new(reserved));
         abi::ggml_backend_buffer_init(buft, STREAMED_BUFFER, context.cast(), bytes)
     }
 }
 
-unsafe fn addresses<'a>(buffer: Buffer) -> &'a Addresses {
+unsafe fn addresses<'a>(buffer: Buffer) -> &'a Reserved {
     // SAFETY: made in `streamed_alloc`.
-    unsafe { &*(*buffer.cast::<abi::BufferObject>()).context.cast::<Addresses>() }
+    unsafe { &*(*buffer.cast::<abi::BufferObject>()).context.cast::<Reserved>() }
 }
 
 unsafe extern "C" fn streamed_free(buffer: Buffer) {
     // SAFETY: made in `streamed_alloc`, freed once.
     unsafe {
-        let context = (*buffer.cast::<abi::BufferObject>()).context.cast::<Addresses>();
+        let context = (*buffer.cast::<abi::BufferObject>()).context.cast::<Reserved>();
         let addresses = Box::from_raw(context);
         libc::munmap(addresses.base, addresses.bytes);
     }
@@ -120,7 +143,7 @@ unsafe extern "C" fn streamed_set_tensor(
 }
 
 unsafe extern "C" fn streamed_get_tensor(
-    _: Buffer,
+    buffer: Buffer,
     tensor: *const Tensor,
     data: *mut c_void,
     _: usize,
@@ -128,7 +151,10 @@ unsafe extern "C" fn streamed_get_tensor(
 ) {
     // SAFETY: ggml passes a live tensor and room for `size` bytes.
     unsafe {
-        tracing::error!("llama.cpp reads the streamed tensor {} directly", graph::name(tensor));
+        let device = of_buft((*buffer.cast::<abi::BufferObject>()).buft);
+        let name = graph::name(tensor);
+        let reason = format!("internal error: the streamed tensor {name} was read directly");
+        device.set_error(DecodeError::Residency(reason));
         std::ptr::write_bytes(data.cast::<u8>(), 0xff, size);
     }
 }

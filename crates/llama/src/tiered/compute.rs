@@ -14,28 +14,37 @@ use crate::abi::{self, Graph, Tensor};
 pub(super) enum Stop {
     Aborted,
     Status(sys::ggml_status),
+    /// For the user.
     Residency(String),
+    /// A bug of ours.
+    Internal(String),
 }
 
 impl From<ResidencyError> for Stop {
     fn from(error: ResidencyError) -> Stop {
         match error {
             ResidencyError::Aborted => Stop::Aborted,
+            ResidencyError::Internal(reason) => Stop::Internal(reason),
             other => Stop::Residency(other.to_string()),
         }
     }
 }
 
+/// There is no residency (any more).
+const STOPPED: &str = "streaming has stopped after an error; load the model again";
+
 /// Buffers that are reused from one graph to the next.
 #[derive(Default)]
 pub(super) struct Scratch {
     raw: Vec<u8>,
+    /// The router's choice in the layer that the walk is in.
     pub(super) ids: Vec<i32>,
     needed: Vec<u32>,
     slots: Vec<u32>,
     /// Slot of each expert of the current layer.
     slot_of: HashMap<u32, u32>,
     remapped: Vec<i32>,
+    rows: Vec<i32>,
     pub(super) pass: passes::PassScratch,
 }
 
@@ -79,7 +88,7 @@ pub(super) unsafe fn graph(context: &BackendContext, graph: *mut Graph) -> Resul
             // SAFETY: as above.
             return unsafe { delegate(context, graph, 0, nodes.len()) };
         }
-        return Err(Stop::Residency("internal error: no memory for streamed weights".into()));
+        return Err(Stop::Residency(STOPPED.into()));
     };
     // SAFETY: as above; the walk changes only sources, and puts them back.
     unsafe { Walk::new(context, stream, graph, nodes).run(&uses) }
@@ -98,7 +107,14 @@ unsafe fn find_uses(context: &BackendContext, nodes: &[*mut Tensor]) -> Result<V
     let mut uses = Vec::new();
     for (i, node) in nodes.iter().enumerate() {
         // SAFETY: the caller's promise.
-        let (op, src) = unsafe { ((**node).op, (**node).src) };
+        let (op, src, flags, is_empty) =
+            unsafe { ((**node).op, (**node).src, (**node).flags, sys::ggml_is_empty(*node)) };
+        if is_empty || flags & abi::TENSOR_FLAG_COMPUTE == 0 {
+            // Of a micro-batch without outputs the output matrix is multiplied with nothing; of
+            // several ways to an input (`ggml_build_forward_select`) only one is computed, and the
+            // others read garbage.
+            continue;
+        }
         for (position, source) in src.iter().enumerate() {
             if source.is_null() {
                 continue;
@@ -115,11 +131,8 @@ unsafe fn find_uses(context: &BackendContext, nodes: &[*mut Tensor]) -> Result<V
                 StreamKind::Rows => op == sys::GGML_OP_GET_ROWS,
             };
             if !direct || !fits {
-                let text = format!(
-                    "internal error: {} is used in a way that can't be streamed",
-                    weight.name
-                );
-                return Err(Stop::Residency(text));
+                let text = format!("{} is used in a way that can't be streamed", weight.name);
+                return Err(Stop::Internal(text));
             }
             uses.push(Use { node: i, kind: weight.kind.clone() });
         }
@@ -232,6 +245,7 @@ impl<'a> Walk<'a> {
         // SAFETY: as above.
         unsafe { self.compute_to(self.nodes.len())? };
         self.stream.residency.computed();
+        self.stream.residency.end()?;
         Ok(())
     }
 
@@ -260,10 +274,10 @@ impl<'a> Walk<'a> {
                 self.enter_layer(i, layer, ids)?;
             }
             let Some(state) = &self.layer else {
-                return Err(Stop::Residency("internal error: no layer".into()));
+                return Err(Stop::Internal("no layer".into()));
             };
             let Some(pool) = self.stream.memory.pool_tensor(layer, part) else {
-                return Err(Stop::Residency(format!("internal error: layer {layer} has no pool")));
+                return Err(Stop::Internal(format!("layer {layer} has no pool")));
             };
             if state.fits {
                 let remapped = state.remapped;
@@ -296,7 +310,10 @@ impl<'a> Walk<'a> {
             self.compute_to(i)?;
             self.stream.residency.computed();
             let Stream { memory, residency, scratch } = &mut *self.stream;
-            read_i32(self.context, ids, scratch);
+            read_i32(self.context, ids, &mut scratch.raw, &mut scratch.ids);
+            if scratch.ids.iter().any(|&id| id < 0) {
+                return Err(Stop::Internal(format!("layer {layer} has a negative expert")));
+            }
             let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
             scratch.needed.clear();
             scratch.needed.extend(scratch.ids.iter().map(|&id| id.unsigned_abs()));
@@ -309,6 +326,9 @@ impl<'a> Walk<'a> {
                 scratch.slots.clear();
                 let parts = memory.parts_of_layer(layer);
                 residency.experts(layer, &scratch.needed, parts, &mut scratch.slots)?;
+                if scratch.slots.iter().any(|&slot| slot >= memory.n_slots(layer)) {
+                    return Err(Stop::Internal(format!("layer {layer} got a slot that is not")));
+                }
                 scratch.slot_of.clear();
                 scratch
                     .slot_of
@@ -320,7 +340,7 @@ impl<'a> Walk<'a> {
                 }
                 remapped = memory
                     .ids_tensor(layer, n_used, n_tokens)
-                    .ok_or_else(|| Stop::Residency("internal error: too many ids".into()))?;
+                    .ok_or_else(|| Stop::Internal("too many ids".into()))?;
                 passes::set(self.context, remapped, &scratch.remapped);
             }
             self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped });
@@ -337,7 +357,7 @@ impl<'a> Walk<'a> {
             let offset = self.stream.residency.matrix(index)?;
             let tensor = self.stream.memory.matrix_at(index, offset);
             let Some(tensor) = tensor else {
-                return Err(Stop::Residency(format!("internal error: matrix {index} is no more")));
+                return Err(Stop::Internal(format!("matrix {index} is no more")));
             };
             self.restore.note(node);
             (*node).src[0] = tensor;
@@ -351,12 +371,12 @@ impl<'a> Walk<'a> {
             self.compute_to(i)?;
             let ids = (*node).src[1];
             let Stream { memory, residency, scratch } = &mut *self.stream;
-            read_i32(self.context, ids, scratch);
-            let n = scratch.ids.len();
+            read_i32(self.context, ids, &mut scratch.raw, &mut scratch.rows);
+            let n = scratch.rows.len();
             let Some(rows) = memory.rows().filter(|r| n <= r.n_rows) else {
-                return Err(Stop::Residency("internal error: too many rows".into()));
+                return Err(Stop::Internal("too many rows".into()));
             };
-            residency.rows(&scratch.ids)?;
+            residency.rows(&scratch.rows)?;
             scratch.remapped.clear();
             scratch.remapped.extend((0..n).map(|i| i32::try_from(i).unwrap_or(0)));
             let table = rows.ids;
@@ -374,23 +394,28 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Reads a (possibly strided) table of at most two dimensions into `scratch.ids`.
-unsafe fn read_i32(context: &BackendContext, tensor: *mut Tensor, scratch: &mut Scratch) {
+/// Reads a (possibly strided) table of at most two dimensions into `out`.
+unsafe fn read_i32(
+    context: &BackendContext,
+    tensor: *mut Tensor,
+    raw: &mut Vec<u8>,
+    out: &mut Vec<i32>,
+) {
     // SAFETY: the tensor is computed; through the wrapped backend, so that a GPU's stream order
     // holds (an unsynchronized read is silent garbage there).
     unsafe {
         let bytes = sys::ggml_nbytes(tensor);
-        scratch.raw.resize(bytes, 0);
-        let raw = scratch.raw.as_mut_ptr().cast();
-        sys::ggml_backend_tensor_get_async(context.inner, tensor, raw, 0, bytes);
+        raw.resize(bytes, 0);
+        let target = raw.as_mut_ptr().cast();
+        sys::ggml_backend_tensor_get_async(context.inner, tensor, target, 0, bytes);
         sys::ggml_backend_synchronize(context.inner);
-        scratch.ids.clear();
+        out.clear();
         let nb = (*tensor).nb;
         for row in 0..graph::dim(tensor, 1) {
             for column in 0..graph::dim(tensor, 0) {
                 let at = row * nb[1] + column * nb[0];
-                let word = scratch.raw.get(at..at + 4).and_then(|w| <[u8; 4]>::try_from(w).ok());
-                scratch.ids.push(word.map_or(0, i32::from_ne_bytes));
+                let word = raw.get(at..at + 4).and_then(|w| <[u8; 4]>::try_from(w).ok());
+                out.push(word.map_or(0, i32::from_ne_bytes));
             }
         }
     }

@@ -1,11 +1,11 @@
 //! The device, its buffer types and its backend, as ggml sees them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use llama_cpp_sys_2 as sys;
 
@@ -31,6 +31,7 @@ pub struct TieredDevice {
     /// The wrapped device's default type, with a ledger.
     resident: BufferType,
     pub(super) inner: Dev,
+    this: Weak<TieredDevice>,
     /// While loading, streamed buffers claim to be host memory: llama.cpp would otherwise build a
     /// staging copy of each tensor.
     pub(super) loading: AtomicBool,
@@ -45,6 +46,7 @@ pub struct TieredDevice {
 pub(super) struct State {
     pub(super) expected: HashMap<String, StreamKind>,
     pub(super) weights: HashMap<usize, Weight>,
+    pub(super) reserved: Vec<buffers::Reserved>,
     misused: BTreeSet<String>,
     threads: Option<Arc<Threadpool>>,
 }
@@ -87,7 +89,7 @@ impl TieredDevice {
         abi::verify()?;
         let inner = cpu().ok_or("ggml has no CPU backend")?.device;
         let expected = tensors.iter().map(|t| (t.name.clone(), t.kind.clone())).collect();
-        let device = Arc::new_cyclic(|weak: &std::sync::Weak<TieredDevice>| {
+        let device = Arc::new_cyclic(|weak: &Weak<TieredDevice>| {
             let this = weak.as_ptr().cast_mut();
             // SAFETY: only addresses of fields are taken; the object is not there yet.
             let (dev, reg) = unsafe { (&raw mut (*this).device, &raw mut (*this).reg) };
@@ -98,6 +100,7 @@ impl TieredDevice {
                 streamed: BufferType { iface: buffers::STREAMED, device: dev.cast(), context },
                 resident: BufferType { iface: buffers::RESIDENT, device: dev.cast(), context },
                 inner,
+                this: Weak::clone(weak),
                 loading: AtomicBool::new(true),
                 state: Mutex::new(State { expected, ..State::default() }),
                 stream: Mutex::new(None),
@@ -116,8 +119,13 @@ impl TieredDevice {
         (&raw const self.streamed).cast_mut().cast()
     }
 
+    /// From now on nothing may touch the addresses of streamed tensors.
     pub(super) fn finish_loading(&self) {
         self.loading.store(false, Ordering::Relaxed);
+        for span in &self.state().reserved {
+            // SAFETY: reserved by `buffers::streamed_alloc`, whose buffers the model still holds.
+            unsafe { span.forbid() };
+        }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -136,8 +144,19 @@ impl TieredDevice {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(crate) fn attach_threads(&self, threads: &Arc<Threadpool>) {
-        self.state().threads = Some(Arc::clone(threads));
+    /// Threads for the context that is about to be made; false when there is one already.
+    pub(crate) fn attach_threads(&self, threads: &Arc<Threadpool>) -> bool {
+        let mut state = self.state();
+        let free = state.threads.is_none();
+        if free {
+            state.threads = Some(Arc::clone(threads));
+        }
+        free
+    }
+
+    /// The context is no more.
+    pub(crate) fn detach_threads(&self) {
+        self.state().threads = None;
     }
 
     pub(crate) fn set_abort_flag(&self, flag: &Arc<AtomicBool>) {
@@ -150,9 +169,12 @@ impl TieredDevice {
         flag.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
     }
 
-    /// How many of the expected streamed tensors llama.cpp has created.
-    pub(super) fn n_created(&self) -> usize {
-        self.state().weights.len()
+    /// The streamed tensors that llama.cpp has not created: it knows no use for them.
+    pub(super) fn not_created(&self, streamed: &[StreamedTensor]) -> Vec<String> {
+        let state = self.state();
+        let created: HashSet<&str> = state.weights.values().map(|w| w.name.as_str()).collect();
+        let missing = streamed.iter().filter(|t| !created.contains(t.name.as_str()));
+        missing.map(|t| t.name.clone()).collect()
     }
 
     /// Streamed tensors that llama.cpp uses in operations that can't stream. Known once a context
@@ -400,8 +422,7 @@ unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
             (cpu.set_n_threads)(inner, threads.n_threads());
             (cpu.set_threadpool)(inner, threads.as_ptr());
         }
-        Arc::increment_strong_count(std::ptr::from_ref(device));
-        let device = Arc::from_raw(std::ptr::from_ref(device));
+        let Some(device) = device.this.upgrade() else { return null_mut() };
         let context = Box::new(BackendContext { device, inner, _threads: threads });
         Box::into_raw(Box::new(BackendObject {
             guid: &raw mut GUID,
@@ -431,6 +452,13 @@ unsafe extern "C" fn backend_synchronize(backend: Backend) {
     unsafe { sys::ggml_backend_synchronize(of_backend(backend).inner) };
 }
 
+/// After a bug nobody knows what the slots hold: streaming ends, and says so from now on.
+fn broken(context: &BackendContext, reason: &str) -> sys::ggml_status {
+    drop(context.device.stream().take());
+    context.device.set_error(DecodeError::Residency(format!("internal error: {reason}")));
+    sys::GGML_STATUS_FAILED
+}
+
 unsafe extern "C" fn graph_compute(backend: Backend, graph: *mut Graph) -> sys::ggml_status {
     // SAFETY: ggml passes one of our backends.
     let context = unsafe { of_backend(backend) };
@@ -444,10 +472,7 @@ unsafe extern "C" fn graph_compute(backend: Backend, graph: *mut Graph) -> sys::
             context.device.set_error(DecodeError::Residency(reason));
             sys::GGML_STATUS_FAILED
         }
-        Err(_) => {
-            let reason = "internal error: the tiered backend panicked".to_owned();
-            context.device.set_error(DecodeError::Residency(reason));
-            sys::GGML_STATUS_FAILED
-        }
+        Ok(Err(compute::Stop::Internal(reason))) => broken(context, &reason),
+        Err(_) => broken(context, "the tiered backend panicked"),
     }
 }

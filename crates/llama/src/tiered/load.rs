@@ -77,6 +77,7 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
         buft: std::ptr::null_mut(),
     });
 
+    crate::take_log_error();
     let mut slot = ProgressSlot { callback: params.progress, cancelled: false };
     let mut devices = [device.dev(), std::ptr::null_mut()];
     // SAFETY: all that the parameters point to outlives the call; the device is kept by the model.
@@ -101,34 +102,39 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
     }
     let model = model?;
     device.finish_loading();
-    let stats = check(&device, params.streamed.len(), &counts)?;
+    let stats = check(&device, params.model, params.streamed, &counts)?;
     Ok((model, stats))
 }
 
 /// The loading rests on how llama.cpp reads: asserted here, each time.
 fn check(
     device: &TieredDevice,
-    n_streamed: usize,
+    model: &gguf::Model,
+    streamed: &[StreamedTensor],
     counts: &Arc<ServeCounts>,
 ) -> Result<LoadStats, LoadError> {
-    let served = counts.get();
-    if device.n_created() != n_streamed {
+    let served = counts.get(model);
+    let names = device.not_created(streamed);
+    if !names.is_empty() {
+        return Err(LoadError::Unstreamable { names });
+    }
+    if let Some(tensor) = served.partial.and_then(|i| model.tensors.get(i)) {
         return Err(LoadError::Internal(format!(
-            "internal error: llama.cpp created {} of {n_streamed} streamed tensors; \
-             run with --memory large enough for the whole model",
-            device.n_created()
+            "internal error: llama.cpp read only a part of {}",
+            tensor.name
         )));
     }
-    if served.streamed_bytes > 0 {
+    if served.streamed_bytes > 0 || served.skips < streamed.len() as u64 {
         tracing::warn!(
             bytes = served.streamed_bytes,
+            skips = served.skips,
             "streamed tensors were read while loading: loading is slower than it should be"
         );
     }
     Ok(LoadStats {
         resident_bytes_read: served.resident_bytes,
         streamed_bytes_read: served.streamed_bytes,
-        streamed_tensors: n_streamed,
+        streamed_tensors: streamed.len(),
     })
 }
 

@@ -12,6 +12,7 @@ use llama_cpp_sys_2 as sys;
 use super::device::TieredDevice;
 use super::{PartIndex, StreamKind, graph};
 use crate::abi::{Buffer as GgmlBuffer, Tensor};
+use crate::model::Model;
 
 /// What is to be allocated.
 #[derive(Debug, Clone, Default)]
@@ -93,7 +94,8 @@ impl StreamMemory {
     ///
     /// # Errors
     /// When memory runs out, or layers of one pool differ in shape.
-    pub fn new(device: &TieredDevice, spec: &PoolSpec) -> Result<Arc<StreamMemory>, String> {
+    pub fn new(model: &Model, spec: &PoolSpec) -> Result<Arc<StreamMemory>, String> {
+        let device = model.tiered().ok_or("the model streams nothing")?;
         let weights: Vec<(*const Tensor, StreamKind)> = device
             .state()
             .weights
@@ -233,6 +235,12 @@ impl StreamMemory {
     pub(super) fn pool_tensor(&self, layer: u32, part: PartIndex) -> Option<*mut Tensor> {
         let pool = *self.pool_of_layer.get(layer as usize)?;
         self.pools.get(pool as usize)?.parts.get(&part).map(|p| p.tensor)
+    }
+
+    /// Slots of the pool of a layer.
+    pub(super) fn n_slots(&self, layer: u32) -> u32 {
+        let pool = self.pool_of_layer.get(layer as usize).copied().unwrap_or(u32::MAX);
+        self.pools.get(pool as usize).map_or(0, |pool| pool.slots)
     }
 
     /// The parts that experts of a layer have, as a mask.

@@ -130,6 +130,13 @@ pub trait Residency: Send {
     /// All that was granted has been used; slots and ring space may be taken again.
     fn computed(&mut self);
 
+    /// The micro-batch is computed. A micro-batch that begins without this after the last one
+    /// follows an interruption or an error.
+    ///
+    /// # Errors
+    /// When the files are not those any more that its weights were to come from.
+    fn end(&mut self) -> Result<(), ResidencyError>;
+
     /// The wrapped device was busy for this long.
     fn compute_time(&mut self, elapsed: std::time::Duration);
 }

@@ -83,7 +83,7 @@ pub(super) unsafe fn run(
     let rows_max = (job.n_tokens * ROWS_FACTOR).max(1);
     let capacity = residency.capacity(job.layer);
     if capacity == 0 {
-        return Err(Stop::Residency("internal error: a pool without slots".into()));
+        return Err(Stop::Internal("a pool without slots".into()));
     }
     let order = std::mem::take(&mut pass.order);
     let mut rest = order.as_slice();
@@ -113,6 +113,9 @@ pub(super) unsafe fn run(
         if let Err(error) = ready {
             break Err(error.into());
         }
+        if pass.group_slots.iter().any(|&slot| slot as usize >= capacity) {
+            break Err(Stop::Internal("a pass got a slot that is not".into()));
+        }
         // SAFETY: the caller's promise; the group's experts are resident.
         if let Err(stop) = unsafe { one_group(context, job, pass, &ids, group) } {
             break Err(stop);
@@ -136,8 +139,8 @@ unsafe fn one_group(
         let node = job.node;
         let x = (*node).src[1];
         if !sys::ggml_is_contiguous(x) || !sys::ggml_is_contiguous(node) {
-            return Err(Stop::Residency(format!(
-                "internal error: {} has an input that is not contiguous",
+            return Err(Stop::Internal(format!(
+                "{} has an input that is not contiguous",
                 graph::name(node)
             )));
         }

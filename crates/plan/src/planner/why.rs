@@ -7,7 +7,7 @@ use crate::plan::{Mode, Plan};
 impl Planner<'_> {
     /// Each choice in one sentence.
     pub(super) fn reasons(&self, plan: &Plan, draft: &Draft) -> Vec<String> {
-        let mut why = vec![self.n_ctx_why.clone(), mode_reason(plan, self.model.weight_bytes())];
+        let mut why = vec![self.n_ctx_why.clone(), self.mode_reason(plan)];
         let inventory = &self.inventory;
         if plan.mode == Mode::ExpertStreaming {
             let slots: u64 = draft.allocation.slots.iter().sum();
@@ -56,6 +56,30 @@ impl Planner<'_> {
         why
     }
 
+    fn mode_reason(&self, plan: &Plan) -> String {
+        let weights = size(self.inventory.used_bytes);
+        let budget = size(plan.budget_bytes);
+        let room = match self.request.weights_memory_bytes {
+            Some(limit) => format!("the {} that weights may take", size(limit)),
+            None => budget.clone(),
+        };
+        match plan.mode {
+            Mode::FullResident => {
+                format!(
+                    "full-resident, because all {weights} of weights fit into {budget} with the rest"
+                )
+            }
+            Mode::ExpertStreaming => format!(
+                "expert-streaming, because {weights} of weights do not fit into {room}, and a token \
+                 needs only a few experts of each layer"
+            ),
+            Mode::DenseStreaming => format!(
+                "dense-streaming, because {weights} of weights do not fit into {room}, and every \
+                 token needs all of them"
+            ),
+        }
+    }
+
     fn streaming_reasons(&self, plan: &Plan, draft: &Draft) -> Vec<String> {
         let mut why = Vec::new();
         let streamed = draft.allocation.streamed_dense_bytes(&self.inventory);
@@ -80,26 +104,6 @@ impl Planner<'_> {
             });
         }
         why
-    }
-}
-
-fn mode_reason(plan: &Plan, weight_bytes: u64) -> String {
-    let weights = size(weight_bytes);
-    let budget = size(plan.budget_bytes);
-    match plan.mode {
-        Mode::FullResident => {
-            format!(
-                "full-resident, because all {weights} of weights fit into {budget} with the rest"
-            )
-        }
-        Mode::ExpertStreaming => format!(
-            "expert-streaming, because {weights} of weights do not fit into {budget}, and a token \
-             needs only a few experts of each layer"
-        ),
-        Mode::DenseStreaming => format!(
-            "dense-streaming, because {weights} of weights do not fit into {budget}, and every \
-             token needs all of them"
-        ),
     }
 }
 
