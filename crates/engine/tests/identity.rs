@@ -3,8 +3,10 @@
 mod common;
 
 use common::{alone, assert_same, demo, expected, load_share, logits, options, stats};
-use hypura_engine::llama::FlashAttention;
-use hypura_engine::plan::Mode;
+use hypura_engine::gguf::{Model, Writer};
+use hypura_engine::llama::{FlashAttention, Layout};
+use hypura_engine::plan::{Mode, Placement};
+use hypura_engine::{LoadOptions, plan_only};
 use hypura_testkit::tiny;
 use std::path::Path;
 
@@ -102,4 +104,57 @@ fn the_demo_model() {
 #[test]
 fn the_draft_model() {
     check("draft", &demo("demo-draft-3m-q8_0.gguf"));
+}
+
+#[test]
+fn the_fast_layout_says_the_same_at_every_number_of_slots() {
+    let _alone = alone();
+    let path = demo("demo-moe-54m-q4_k_m.gguf");
+    let options = LoadOptions { layout: Layout::Fast, ..options(FlashAttention::On) };
+    // What is not an expert is resident in all of them, and repacked where llama.cpp can.
+    let mut all = load_share(&path, &options, 0.99);
+    let expected = logits(&mut all, PROMPT);
+    for share in [0.6, 0.3] {
+        let mut loaded = load_share(&path, &options, share);
+        assert_eq!(loaded.plan.mode, Mode::ExpertStreaming);
+        assert_same(&logits(&mut loaded, PROMPT), &expected, &format!("fast, {share}"));
+        assert!(stats(&loaded).evictions > 0);
+    }
+}
+
+#[test]
+fn layers_of_multi_token_prediction_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, with_mtp) = (folder.path().join("plain.gguf"), folder.path().join("mtp.gguf"));
+    let recipe = tiny::find("deepseek2").unwrap();
+    recipe.model(recipe.default_mix, 3).unwrap().write(&plain).unwrap();
+    let mut bytes = std::fs::read(&plain).unwrap();
+    let model = Model::open(&plain).unwrap();
+    let mut metadata = model.metadata.clone();
+    metadata.insert("deepseek2.nextn_predict_layers", 1u32);
+    let mut writer = Writer::new(metadata, model.files[0].alignment).unwrap();
+    for tensor in &model.tensors {
+        writer.add_tensor(&tensor.name, tensor.ty, &tensor.dims[..tensor.n_dims as usize]).unwrap();
+    }
+    let data = bytes.split_off(usize::try_from(model.files[0].data_offset).unwrap());
+    let start = |i: usize| usize::try_from(model.tensors[i].offset - model.files[0].data_offset);
+    let mut out = Vec::new();
+    writer
+        .write(&mut out, |i, sink| {
+            let from = start(i).unwrap();
+            let len = usize::try_from(model.tensors[i].bytes).unwrap();
+            sink.write_all(&data[from..from + len])
+        })
+        .unwrap();
+    std::fs::write(&with_mtp, out).unwrap();
+    let unused = plan_only(&with_mtp, &options(FlashAttention::On)).unwrap().1.placements;
+    assert!(unused.contains(&Placement::Unused));
+    let _alone = alone();
+    let options = options(FlashAttention::On);
+    let expected = expected(&with_mtp, &options, PROMPT);
+    for share in [0.5, 0.0] {
+        let mut loaded = load_share(&with_mtp, &options, share);
+        assert_eq!(loaded.plan.mode, Mode::ExpertStreaming, "{share}");
+        assert_same(&logits(&mut loaded, PROMPT), &expected, &format!("MTP, {share}"));
+    }
 }
