@@ -1,4 +1,4 @@
-//! Processor and memory on macOS, from `sysctl` and `vm_stat`. Tested on recorded output only;
+//! Processor and memory on macOS, from `sysctl` and `vm_stat`. Tested on output written by hand;
 //! not verified on a Mac.
 
 use crate::cpu::Cpu;
