@@ -7,7 +7,7 @@ use hypura_engine::gguf::{Model, Writer};
 use hypura_engine::llama::{FlashAttention, Layout};
 use hypura_engine::plan::{Mode, Placement};
 use hypura_engine::{LoadOptions, plan_only};
-use hypura_testkit::tiny;
+use hypura_testkit::{tiny, widen};
 use std::path::Path;
 
 /// Shares of the weights' bytes; 0 is the smallest that works.
@@ -156,5 +156,24 @@ fn layers_of_multi_token_prediction_are_left_alone() {
         let mut loaded = load_share(&with_mtp, &options, share);
         assert_eq!(loaded.plan.mode, Mode::ExpertStreaming, "{share}");
         assert_same(&logits(&mut loaded, PROMPT), &expected, &format!("MTP, {share}"));
+    }
+}
+
+#[test]
+fn widened_models() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for (file, times) in [("demo-moe-54m-q4_k_m.gguf", 3), ("demo-draft-3m-q8_0.gguf", 6)] {
+        let path = folder.path().join(file);
+        let how = widen::Options { times, ffn_type: None, requantize: None, seed: 1 };
+        widen::widen(&demo(file), &path, &how, &mut |_, _| {}).unwrap();
+        let options = options(FlashAttention::On);
+        let expected = expected(&path, &options, PROMPT);
+        for share in [0.6, 0.0] {
+            let mut loaded = load_share(&path, &options, share);
+            let what = format!("{file} x {times}, {share}");
+            assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
+            assert!(stats(&loaded).read_bytes > 0, "{what}");
+        }
     }
 }
