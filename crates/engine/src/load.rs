@@ -192,6 +192,7 @@ pub fn load(
         let options = &mut options;
         let plan = make_plan(&model, &surveyed, options, &pinned)?;
         tracing::debug!(mode = ?plan.mode, bytes = ?plan.bytes, "planned");
+        let weights = plan.bytes.resident_weights;
         let made = if plan.mode == Mode::FullResident {
             let source = llama::plain::Source::Direct;
             load_resident(path, source, &plan, &surveyed, options, progress)
@@ -211,7 +212,7 @@ pub fn load(
                 if options.weights_memory_bytes.is_none() =>
             {
                 tracing::info!(needed_bytes, "does not fit after all: streaming");
-                options.weights_memory_bytes = Some(model.weight_bytes().saturating_sub(1));
+                options.weights_memory_bytes = Some(weights.saturating_sub(1));
             }
             Err(LoadError::Llama(llama::LoadError::Unstreamable { names }))
                 if !names.iter().all(|name| pinned.contains(name)) =>
