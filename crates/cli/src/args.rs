@@ -4,8 +4,12 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hypura_engine::{LoadOptions, llama};
+use hypura_engine::{LoadOptions, io, llama};
 
+use crate::commands::bench::{BenchArgs, ChildArgs};
+use crate::commands::iobench::IobenchArgs;
+use crate::commands::optimize::OptimizeArgs;
+use crate::commands::trace::TraceArgs;
 use crate::size;
 
 const EXAMPLES: &str = "\
@@ -64,6 +68,18 @@ pub(crate) enum Command {
     Estimate(EstimateArgs),
     /// Show what this machine is: cores, memory, drive
     Profile(ProfileArgs),
+    /// Measure a model side by side with plain llama.cpp, under the same memory limit
+    #[command(allow_negative_numbers = true)]
+    Bench(BenchArgs),
+    /// Measure how fast a drive reads, over the size of reads and how many there are at once
+    Iobench(IobenchArgs),
+    /// Learn from the routing of earlier runs: replacement policies, predictions
+    Trace(TraceArgs),
+    /// Make a copy of a model that streams faster here: experts in blocks, laid out for this CPU
+    Optimize(OptimizeArgs),
+    /// One side of a comparison
+    #[command(hide = true, allow_negative_numbers = true)]
+    BenchChild(ChildArgs),
 }
 
 /// Which model, and within what.
@@ -148,6 +164,7 @@ impl ModelArgs {
                 FlashArg::Off => llama::FlashAttention::Off,
             },
             profile_dir: crate::home::cache(),
+            history_dir: crate::home::data().map(|data| data.join("history")),
             ..LoadOptions::default()
         }
     }
@@ -193,6 +210,22 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) stats_json: Option<PathBuf>,
 
+    /// Read experts only when their router has chosen them, never ahead by a guess
+    #[arg(long)]
+    pub(crate) no_speculate: bool,
+
+    /// Neither use nor keep the history of which experts were used in earlier runs
+    #[arg(long)]
+    pub(crate) no_history: bool,
+
+    /// How weights are read: through io_uring, by threads, or as the system allows
+    #[arg(long, value_enum, default_value_t = ReaderArg::Auto, hide = true)]
+    pub(crate) reader: ReaderArg,
+
+    /// Also write what each layer computed and missed to the --stats-json file
+    #[arg(long, hide = true, requires = "stats_json")]
+    pub(crate) segments: bool,
+
     /// Write which experts the router chose to this file; only while experts are streamed
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
@@ -210,6 +243,23 @@ pub(crate) struct RunArgs {
 pub(crate) enum BaselineArg {
     Read,
     Mmap,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ReaderArg {
+    Auto,
+    Uring,
+    Pread,
+}
+
+impl ReaderArg {
+    pub(crate) fn kind(self) -> io::EngineKind {
+        match self {
+            ReaderArg::Auto => io::EngineKind::Auto,
+            ReaderArg::Uring => io::EngineKind::Uring,
+            ReaderArg::Pread => io::EngineKind::Pread,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -244,7 +294,7 @@ fn number(text: &str) -> Result<f32, String> {
     if value.is_finite() { Ok(value) } else { Err("use a finite number".to_owned()) }
 }
 
-fn non_negative(text: &str) -> Result<f32, String> {
+pub(crate) fn non_negative(text: &str) -> Result<f32, String> {
     number(text).and_then(|x| if x >= 0.0 { Ok(x) } else { Err("use 0 or more".to_owned()) })
 }
 
@@ -293,6 +343,15 @@ pub(crate) struct InspectArgs {
 pub(crate) struct EstimateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+
+    /// Routing of other prompts, recorded by `hypura run --trace`: which experts are found in
+    /// memory is then replayed, not assumed; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Vec<PathBuf>,
+
+    /// Measure the drive and the speed of computing now, whatever is known of them
+    #[arg(long, conflicts_with = "profile")]
+    pub(crate) probe: bool,
 
     /// Estimate for the machine that this file describes; made by `hypura profile MODEL --json`
     #[arg(long, value_name = "FILE")]

@@ -3,8 +3,11 @@
 use std::process::ExitCode;
 
 use hypura_engine::plan::PlanError;
-use hypura_engine::{GenerateError, LoadError, ResolveError, llama};
+use hypura_engine::{EstimateError, GenerateError, LoadError, OptimizeError, ResolveError, llama};
 
+use crate::commands::bench::ChildFailed;
+use crate::commands::optimize;
+use crate::commands::trace::UnsoundTrace;
 use crate::size;
 
 /// What kind of failure it is, for the exit code. The numbers are documented in the README.
@@ -58,8 +61,14 @@ impl Failure {
         if error.is::<Interrupted>() {
             return Some(Failure::Interrupted);
         }
+        if let Some(error) = error.downcast_ref::<ChildFailed>() {
+            return Some(error.failure);
+        }
         if error.is::<UsageError>() || error.is::<PlanError>() {
             return Some(Failure::Usage);
+        }
+        if error.is::<UnsoundTrace>() {
+            return Some(Failure::Model);
         }
         if error.is::<ResolveError>() || error.is::<hypura_engine::gguf::OpenError>() {
             return Some(Failure::Model);
@@ -67,6 +76,17 @@ impl Failure {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
             let broken = error.kind() == std::io::ErrorKind::BrokenPipe;
             return Some(if broken { Failure::BrokenPipe } else { Failure::Io });
+        }
+        if let Some(error) = error.downcast_ref::<OptimizeError>() {
+            return Some(optimize::failure_of(error));
+        }
+        if let Some(error) = error.downcast_ref::<EstimateError>() {
+            return match error {
+                // Told by what is behind it.
+                EstimateError::Load(error) => Failure::of_one(error),
+                EstimateError::Trace { .. } => Some(Failure::Model),
+                _ => Some(Failure::Usage),
+            };
         }
         if let Some(error) = error.downcast_ref::<LoadError>() {
             return Some(match error {
@@ -96,6 +116,17 @@ impl Failure {
             });
         }
         None
+    }
+
+    /// What a process of this program that ended with this exit code failed of.
+    pub(crate) fn of_code(code: i32) -> Failure {
+        match code {
+            2 => Failure::Usage,
+            3 => Failure::Model,
+            4 => Failure::Io,
+            130 => Failure::Interrupted,
+            _ => Failure::Internal,
+        }
     }
 
     pub(crate) fn is_silent(self) -> bool {

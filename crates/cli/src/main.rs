@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod chart;
 mod commands;
 mod failure;
 mod home;
@@ -51,5 +52,10 @@ fn run() -> anyhow::Result<()> {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Estimate(args) => commands::estimate::run(&args),
         Command::Profile(args) => commands::profile::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+        Command::Iobench(args) => commands::iobench::run(&args),
+        Command::Trace(args) => commands::trace::run(&args),
+        Command::Optimize(args) => commands::optimize::run(&args),
+        Command::BenchChild(args) => commands::bench::run_child(&args),
     }
 }

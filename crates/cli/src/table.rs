@@ -38,6 +38,17 @@ pub(crate) fn bar(share: f64, width: usize) -> String {
     format!("{}{}", "█".repeat(filled), "░".repeat(width.saturating_sub(filled)))
 }
 
+/// A number for people: three digits that count, more only before the point.
+pub(crate) fn figures(value: f64) -> String {
+    let digits = match value.abs() {
+        v if v >= 99.95 => 0,
+        v if v >= 9.995 => 1,
+        v if v >= 0.9995 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +65,14 @@ mod tests {
         assert_eq!(bar(0.001, 4), "█░░░");
         assert_eq!(bar(0.0, 4), "░░░░");
         assert_eq!(bar(7.0, 2), "██");
+    }
+
+    #[test]
+    fn numbers_have_three_digits() {
+        for (value, text) in
+            [(0.0, "0.000"), (0.12345, "0.123"), (1.0, "1.00"), (12.345, "12.3"), (1024.4, "1024")]
+        {
+            assert_eq!(figures(value), text);
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hypura_llama::{BatchToken, Context, DecodeError, Sampler, SamplerParams, Token};
 
-use crate::stream::{Shared, StreamStats};
+use crate::stream::{Segment, Shared, StreamStats};
 use crate::text::{StopFilter, Utf8Assembler};
 
 /// What is to be generated.
@@ -79,7 +79,16 @@ pub struct Generated {
     pub prompt_stream: StreamStats,
     /// What streaming did for the tokens after it.
     pub decode_stream: StreamStats,
+    /// Of the time for tokens after the first, that for the first [`FILL_TOKENS`] of the answer,
+    /// and what streaming did meanwhile; `None` if the answer is shorter.
+    pub filling: Option<(Duration, StreamStats)>,
+    /// What each layer computed and missed for the tokens after the first, if that was kept.
+    pub decode_segments: Option<Vec<Segment>>,
 }
+
+/// Tokens of an answer during which experts that it needs find their slots; later ones are counted
+/// apart.
+pub const FILL_TOKENS: usize = 32;
 
 /// Why nothing (more) could be generated.
 #[derive(Debug, thiserror::Error)]
@@ -168,8 +177,13 @@ impl Sequence {
         let prompt = self.compute_prompt(&request.prompt, answer.sink);
         let prompt_time = begin.elapsed();
         let after_prompt = self.stats();
+        if let Some(shared) = &self.stream {
+            // Those of the prompt.
+            drop(shared.take_segments());
+        }
         let mut ttft = prompt_time;
-        let mut first = None;
+        let mut first: Option<Instant> = None;
+        let mut filling = None;
         let outcome = match prompt {
             Ok(()) => loop {
                 let Some(token) = sampler.sample(&mut self.context, -1) else {
@@ -186,6 +200,11 @@ impl Sequence {
                 let piece = vocab.piece(token, false);
                 if let Some(finish) = answer.push(token, &piece) {
                     break Ok(finish);
+                }
+                if answer.tokens.len() == FILL_TOKENS
+                    && let Some(first) = first
+                {
+                    filling = Some((first.elapsed(), self.stats().since(&after_prompt)));
                 }
                 if self.tokens.len() >= n_ctx {
                     break Ok(Finish::ContextFull);
@@ -216,6 +235,8 @@ impl Sequence {
             decode_time,
             prompt_stream: after_prompt.since(&before),
             decode_stream: self.stats().since(&after_prompt),
+            filling,
+            decode_segments: self.stream.as_ref().and_then(|shared| shared.take_segments()),
         })
     }
 

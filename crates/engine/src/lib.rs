@@ -11,26 +11,35 @@
 
 mod chat;
 mod engine;
+mod estimate;
 mod generate;
+mod history;
 mod load;
 mod machine;
+mod optimize;
+mod pools;
 mod report;
 mod store;
 mod stream;
+mod streamed;
 mod text;
 mod trace;
 
 pub use chat::{ChatError, ChatTemplate, Message};
 pub use engine::{Engine, EngineEvent, EngineGone};
-pub use generate::{Finish, GenerateError, GenerateRequest, Generated, Update};
+pub use estimate::{Estimate, EstimateError, EstimateOptions, FIRST_TOKENS, estimate};
+pub use generate::{FILL_TOKENS, Finish, GenerateError, GenerateRequest, Generated, Update};
 pub use load::{
-    LoadError, LoadOptions, Loaded, Progress, ReaderFactory, estimate, load, load_baseline,
-    plan_only,
+    LoadError, LoadOptions, Loaded, Progress, ReaderFactory, load, load_baseline, plan_only, reader,
 };
 pub use machine::{Survey, devices, survey};
+pub use optimize::{
+    OptimizeError, OptimizeOptions, OptimizeProgress, OptimizeStep, Optimized, OtherCpu,
+    TensorCount, optimize, suits_this_cpu,
+};
 pub use report::{LoadSummary, RunStats, mode_name};
 pub use store::{ResolveError, Stores};
-pub use stream::StreamStats;
+pub use stream::{AheadStats, Segment, StreamStats};
 pub use text::{Filtered, StopFilter, Utf8Assembler};
 
 pub use hypura_gguf as gguf;
@@ -38,3 +47,4 @@ pub use hypura_io as io;
 pub use hypura_llama as llama;
 pub use hypura_plan as plan;
 pub use hypura_profile as profile;
+pub use hypura_tier as tier;

@@ -7,18 +7,25 @@ use std::time::{Duration, Instant};
 use hypura_gguf as gguf;
 use hypura_io as io;
 use hypura_llama as llama;
-use hypura_llama::tiered::{self, PoolSpec, StreamKind, StreamMemory, StreamedTensor};
-use hypura_plan::{self as plan, KvType, Mode, Part, Placement, Plan, PlanError};
+use hypura_llama::tiered::{self, PoolSpec, StreamMemory};
+use hypura_plan::{self as plan, KvType, Mode, Plan, PlanError};
 use hypura_tier::TraceShape;
 
+use crate::estimate::plan_layout;
+use crate::history::HistoryFile;
 use crate::machine;
-use crate::stream::{
-    ExpertLayer, MatrixSource, PartSource, RowSource, Shared, Sources, StreamStats, Streamer,
-};
+use crate::pools::{SlotLayout, fit_pools};
+use crate::stream::{Shared, StreamStats, Streamer};
+use crate::streamed::Streamed;
 use crate::trace::Recorder;
 
 /// Makes the engine that reads streamed weights; tests put a faulty one here.
 pub type ReaderFactory = Arc<dyn Fn() -> Result<Box<dyn io::ReadEngine>, String> + Send + Sync>;
+
+/// Makes engines of this kind.
+pub fn reader(config: io::EngineConfig) -> ReaderFactory {
+    Arc::new(move || io::open_engine(config).map_err(|error| error.to_string()))
+}
 
 /// What to load, and within what.
 #[derive(Clone)]
@@ -43,6 +50,12 @@ pub struct LoadOptions {
     pub flash_attention: llama::FlashAttention,
     /// Give logits for every token of a prompt, not only the last.
     pub all_outputs: bool,
+    /// Read experts ahead of their router, by a guess.
+    pub speculate: bool,
+    /// The folder in which routing histories are kept from one run to the next; `None` keeps none.
+    pub history_dir: Option<PathBuf>,
+    /// Keep what each layer of a run computes and misses, for [`crate::RunStats::decode_segments`].
+    pub keep_segments: bool,
     /// Record the routing here.
     pub trace: Option<PathBuf>,
     /// Where measurements of this machine are kept; `None` keeps and makes none.
@@ -64,12 +77,12 @@ impl Default for LoadOptions {
             kv_type_v: KvType::F16,
             flash_attention: llama::FlashAttention::Auto,
             all_outputs: false,
+            speculate: true,
+            history_dir: None,
+            keep_segments: false,
             trace: None,
             profile_dir: None,
-            reader: Arc::new(|| {
-                let pool = io::PreadPool::new(io::PoolConfig::default());
-                pool.map(|pool| Box::new(pool) as _).map_err(|error| error.to_string())
-            }),
+            reader: reader(io::EngineConfig::default()),
         }
     }
 }
@@ -160,10 +173,6 @@ pub type Progress<'a> = &'a mut dyn FnMut(f32) -> bool;
 /// allocator's own).
 const HEADROOM_BYTES: u64 = 12 << 20;
 
-/// What the CPU's MUL_MAT_ID keeps per expert of a pool, token and choice (`mmid_row_mapping` in
-/// ggml-cpu.c).
-const ROW_MAPPING_BYTES: u64 = 8;
-
 /// Room in the ring for placing matrices on whole blocks.
 const RING_SLACK_BYTES: u64 = 4 * 4096;
 
@@ -193,7 +202,11 @@ pub fn load(
         let plan = make_plan(&model, &surveyed, options, &pinned)?;
         tracing::debug!(mode = ?plan.mode, bytes = ?plan.bytes, "planned");
         let weights = plan.bytes.resident_weights;
-        let made = if plan.mode == Mode::FullResident {
+        let is_dense = plan.mode == Mode::DenseStreaming;
+        let made = if is_dense && options.weights_memory_bytes.is_none() {
+            measured(&model, plan, &surveyed, options, &pinned)
+                .and_then(|plan| load_streamed(&model, plan, &surveyed, options, progress))
+        } else if plan.mode == Mode::FullResident {
             let source = llama::plain::Source::Direct;
             load_resident(path, source, &plan, &surveyed, options, progress)
                 .and_then(|parts| check_resident(parts, &model))
@@ -236,18 +249,6 @@ pub fn plan_only(path: &Path, options: &LoadOptions) -> Result<(gguf::Model, Pla
     Ok((model, plan))
 }
 
-/// Plans for a machine that was surveyed before, or described.
-///
-/// # Errors
-/// As [`plan_only`].
-pub fn estimate(
-    path: &Path,
-    survey: &machine::Survey,
-    options: &LoadOptions,
-) -> Result<Plan, LoadError> {
-    make_plan(&gguf::Model::open(path)?, survey, options, &[])
-}
-
 /// Loads with llama.cpp's own loader, whatever the budget: what everything is compared with.
 ///
 /// # Errors
@@ -267,28 +268,69 @@ pub fn load_baseline(
     Ok(parts.into_loaded(model, &surveyed, options, begin))
 }
 
-fn make_plan(
+pub(crate) fn make_plan(
     model: &gguf::Model,
     surveyed: &machine::Survey,
     options: &LoadOptions,
     pinned: &[String],
 ) -> Result<Plan, LoadError> {
-    let request = plan::Request {
+    let request = request(surveyed, options, pinned);
+    Ok(plan::plan(model, &surveyed.machine, &request)?)
+}
+
+fn request(surveyed: &machine::Survey, options: &LoadOptions, pinned: &[String]) -> plan::Request {
+    plan::Request {
         memory_bytes: options.memory_bytes.unwrap_or(surveyed.default_budget_bytes),
         weights_memory_bytes: options.weights_memory_bytes,
         ctx_tokens: options.ctx_tokens,
         ubatch_tokens: options.ubatch_tokens,
         kv_type_k: options.kv_type_k,
         kv_type_v: options.kv_type_v,
-        layout: match options.layout {
-            llama::Layout::Plain => plan::Layout::Plain,
-            llama::Layout::Fast => plan::Layout::Fast,
-        },
+        layout: plan_layout(options.layout),
         flash_attention: options.flash_attention != llama::FlashAttention::Off,
         pinned: pinned.to_vec(),
         ..plan::Request::default()
+    }
+}
+
+/// The plan for a model of which whole matrices stream, with what everything but weights really
+/// takes: the model is loaded with nothing in memory that can stream, which reads next to nothing,
+/// and its buffers are made and measured. The estimate has to lie above the truth for every model,
+/// and each byte too much would be read again for every token.
+fn measured(
+    model: &gguf::Model,
+    plan: Plan,
+    surveyed: &machine::Survey,
+    options: &LoadOptions,
+    pinned: &[String],
+) -> Result<Plan, LoadError> {
+    let ask =
+        plan::Request { ubatch_tokens: Some(plan.n_ubatch), ..request(surveyed, options, pinned) };
+    let smallest = |memory_bytes| {
+        let ask = plan::Request { memory_bytes, ..ask.clone() };
+        plan::plan(model, &surveyed.machine, &ask)
     };
-    Ok(plan::plan(model, &surveyed.machine, &request)?)
+    let bare = match smallest(0) {
+        Err(PlanError::BudgetTooSmall { smallest_bytes, .. }) => smallest(smallest_bytes)?,
+        other => other?,
+    };
+    if bare.mode != Mode::DenseStreaming {
+        return Ok(plan);
+    }
+    let (begin, before) = (Instant::now(), llama::process::rss_bytes());
+    let made = prepare(model, &bare, surveyed, options, &mut |_| true)?;
+    let other = made.fixed_bytes.saturating_sub(bare.bytes.resident_weights + bare.bytes.ring);
+    drop(made);
+    llama::process::trim();
+    tracing::debug!(
+        other,
+        planned = plan.bytes.total() - plan.bytes.resident_weights - plan.bytes.ring,
+        elapsed = ?begin.elapsed(),
+        left = llama::process::rss_bytes().saturating_sub(before),
+        "measured"
+    );
+    let ask = plan::Request { measured_other_bytes: Some(other), ..ask };
+    Ok(plan::plan(model, &surveyed.machine, &ask)?)
 }
 
 struct Parts {
@@ -306,9 +348,14 @@ impl Parts {
         options: &LoadOptions,
         begin: Instant,
     ) -> Loaded {
+        let mut plan = self.plan;
+        // Pools were fitted to what is really left of the budget.
+        let layout = plan_layout(options.layout);
+        let routing = plan::Routing::Assumed;
+        plan.speed = plan::forecast(&gguf, &plan, &surveyed.machine, layout, routing).speed;
         Loaded {
             gguf,
-            plan: self.plan,
+            plan,
             context: self.context,
             threads: surveyed.threads,
             layout: options.layout,
@@ -377,13 +424,24 @@ fn check_resident(parts: Parts, model: &gguf::Model) -> Result<Parts, LoadError>
     Ok(parts)
 }
 
-fn load_streamed(
+/// A model whose streamed weights have no memory yet.
+struct Prepared {
+    context: llama::Context,
+    device: Arc<tiered::TieredDevice>,
+    streamed: Streamed,
+    files: Vec<Arc<io::File>>,
+    load_stats: tiered::LoadStats,
+    /// What the process takes beside expert slots, once it computes.
+    fixed_bytes: u64,
+}
+
+fn prepare(
     gguf: &gguf::Model,
-    mut plan: Plan,
+    plan: &Plan,
     surveyed: &machine::Survey,
     options: &LoadOptions,
     progress: Progress<'_>,
-) -> Result<Parts, LoadError> {
+) -> Result<Prepared, LoadError> {
     let files = gguf
         .files
         .iter()
@@ -395,12 +453,11 @@ fn load_streamed(
             return Err(LoadError::Other(format!("{path} changed while it was opened; try again")));
         }
     }
-    let streamed = Streamed::of(gguf, &plan)?;
-    let reader = || (options.reader)().map_err(LoadError::Other);
+    let streamed = Streamed::of(gguf, plan)?;
     let (model, load_stats) = tiered::load(tiered::TieredParams {
         model: gguf,
         files: files.clone(),
-        reader: reader()?,
+        reader: (options.reader)().map_err(LoadError::Other)?,
         streamed: &streamed.tensors,
         layout: options.layout,
         progress,
@@ -413,20 +470,34 @@ fn load_streamed(
     llama::process::trim();
     let before_context = llama::process::rss_bytes();
     let threads = threadpool(surveyed, POLL_STREAMED)?;
-    let context = llama::Context::new(&model, &context_params(&plan, options), &threads)?;
+    let context = llama::Context::new(&model, &context_params(plan, options), &threads)?;
     let misused = device.misused();
     if !misused.is_empty() {
         return Err(llama::LoadError::Unstreamable { names: misused }.into());
     }
     let made = device.allocated().contexts_bytes;
     tracing::debug!(planned = plan.bytes.kv + plan.bytes.compute, made, "context made");
-    let fixed = llama::process::rss_bytes().max(before_context + device.allocated().contexts_bytes)
+    let fixed_bytes = llama::process::rss_bytes()
+        .max(before_context + device.allocated().contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers
         + plan.bytes.ring
         + RING_SLACK_BYTES
         + HEADROOM_BYTES;
-    fit_pools(&mut plan, fixed, options.weights_memory_bytes)?;
+    Ok(Prepared { context, device, streamed, files, load_stats, fixed_bytes })
+}
+
+fn load_streamed(
+    gguf: &gguf::Model,
+    mut plan: Plan,
+    surveyed: &machine::Survey,
+    options: &LoadOptions,
+    progress: Progress<'_>,
+) -> Result<Parts, LoadError> {
+    let Prepared { context, device, streamed, files, load_stats, fixed_bytes } =
+        prepare(gguf, &plan, surveyed, options, progress)?;
+    let layout = SlotLayout::of(&streamed.sources, &files);
+    fit_pools(&mut plan, fixed_bytes, &layout, options.weights_memory_bytes)?;
     let mut sources = streamed.sources;
     sources.slots = plan.pools.iter().map(|pool| pool.slots).collect();
     let spec = PoolSpec {
@@ -437,14 +508,24 @@ fn load_streamed(
             ring => usize::try_from(ring + RING_SLACK_BYTES).unwrap_or(usize::MAX),
         },
         n_ubatch: plan.n_ubatch as usize,
+        block: layout.block,
+        phases: layout.phases,
         n_used_max: plan.expert_layers.iter().map(|l| l.n_used as usize).max().unwrap_or(0),
     };
-    let memory = StreamMemory::new(&model, &spec).map_err(LoadError::Other)?;
+    let memory = StreamMemory::new(context.model(), &spec).map_err(LoadError::Other)?;
     let recorder = recorder(&plan, options)?;
-    let streamer = Streamer::new(sources, Arc::clone(&memory), reader()?, files, recorder);
-    let mut streamer = streamer.map_err(LoadError::Other)?;
+    let reader = (options.reader)().map_err(LoadError::Other)?;
+    let mut streamer =
+        Streamer::new(sources, Arc::clone(&memory), reader, files, recorder, options.speculate)
+            .map_err(LoadError::Other)?;
     streamer.set_abort_flag(context.abort_flag());
+    if let Some(folder) = &options.history_dir {
+        streamer.set_history(HistoryFile::of(folder, gguf));
+    }
     let stream = streamer.shared();
+    if options.keep_segments {
+        stream.keep_segments();
+    }
     device.attach(memory, Box::new(streamer));
     Ok(Parts { plan, context, stream: Some(stream), load_stats })
 }
@@ -458,126 +539,4 @@ fn recorder(plan: &Plan, options: &LoadOptions) -> Result<Option<Recorder>, Load
     let n_layers = u32::try_from(plan.expert_layers.len()).unwrap_or(u32::MAX);
     let shape = TraceShape { n_layers, n_experts, top_k };
     Recorder::create(path, shape).map(Some).map_err(LoadError::Trace)
-}
-
-/// Now that all other buffers are there and measured, gives the pools what is left of the budget:
-/// fewer slots than planned when the estimate was too low, more when it was too high. Each slot
-/// counts with the CPU's row mappings for it.
-fn fit_pools(
-    plan: &mut Plan,
-    fixed_bytes: u64,
-    weights_memory_bytes: Option<u64>,
-) -> Result<(), LoadError> {
-    let budget_bytes = plan.budget_bytes;
-    let n_ubatch = u64::from(plan.n_ubatch);
-    let cost =
-        |pool: &plan::Pool| pool.slot_bytes + u64::from(pool.n_used) * n_ubatch * ROW_MAPPING_BYTES;
-    let units = |pool: &plan::Pool| {
-        pool.n_experts.saturating_mul(u32::try_from(pool.layers.len()).unwrap_or(u32::MAX))
-    };
-    let needed_bytes =
-        plan.pools.iter().map(|p| u64::from(p.n_used) * cost(p)).sum::<u64>() + fixed_bytes;
-    if needed_bytes > budget_bytes {
-        return Err(LoadError::BudgetTooSmall { needed_bytes, budget_bytes });
-    }
-    let cap = weights_memory_bytes
-        .map(|cap| cap.saturating_sub(plan.bytes.resident_weights + plan.bytes.ring))
-        .unwrap_or(u64::MAX);
-    let available = (budget_bytes - fixed_bytes).min(cap);
-    let planned: u64 = plan.pools.iter().map(|p| u64::from(p.slots) * cost(p)).sum();
-    // Every pool by the same factor, whole slots, between what a token needs and what there is.
-    let factor = available as f64 / planned.max(1) as f64;
-    for pool in &mut plan.pools {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // clamped below
-        let wanted = (f64::from(pool.slots) * factor) as u32;
-        pool.slots = wanted.min(units(pool)).max(pool.n_used);
-    }
-    let taken = |plan: &Plan| plan.pools.iter().map(|p| u64::from(p.slots) * cost(p)).sum::<u64>();
-    while taken(plan) > available {
-        // Raising small pools to their minimum took too much from the others.
-        let spare = plan.pools.iter_mut().filter(|p| p.slots > p.n_used).max_by_key(|p| p.slots);
-        let Some(pool) = spare else { break };
-        pool.slots -= 1;
-    }
-    let mut left = available.saturating_sub(taken(plan));
-    for pool in &mut plan.pools {
-        let more = u32::try_from(left / cost(pool).max(1)).unwrap_or(u32::MAX);
-        let more = more.min(units(pool).saturating_sub(pool.slots));
-        pool.slots += more;
-        left -= u64::from(more) * cost(pool);
-    }
-    plan.bytes.expert_slots = plan.pools.iter().map(|p| u64::from(p.slots) * p.slot_bytes).sum();
-    Ok(())
-}
-
-/// The streamed tensors of a plan, as llama.cpp has to treat them and as they are read.
-struct Streamed {
-    tensors: Vec<StreamedTensor>,
-    sources: Sources,
-}
-
-impl Streamed {
-    fn of(gguf: &gguf::Model, plan: &Plan) -> Result<Streamed, LoadError> {
-        let too_large = || LoadError::Other("a tensor is larger than the address space".into());
-        let mut tensors = Vec::new();
-        let mut sources = Sources::default();
-        for (layer, of) in plan.expert_layers.iter().enumerate() {
-            let layer = u32::try_from(layer).unwrap_or(u32::MAX);
-            let mut parts = Vec::new();
-            for expert in &of.tensors {
-                let tensor = &gguf.tensors[expert.tensor];
-                let part = part_number(expert.part);
-                let slice = tensor.expert_bytes().ok_or_else(too_large)?;
-                parts.push(PartSource {
-                    part,
-                    file: tensor.file,
-                    offset: tensor.offset,
-                    slice_bytes: usize::try_from(slice).map_err(|_| too_large())?,
-                });
-                let kind = StreamKind::Experts { layer, part };
-                tensors.push(StreamedTensor { name: tensor.name.clone(), kind });
-            }
-            // What is needed last is read last.
-            parts.sort_by_key(|p| p.part == part_number(Part::Down));
-            sources.layers.push(ExpertLayer { pool: of.pool, parts });
-            sources.n_experts = sources.n_experts.max(of.n_experts);
-        }
-        for (tensor, placement) in gguf.tensors.iter().zip(&plan.placements) {
-            let kind = match placement {
-                Placement::Resident | Placement::ExpertPool { .. } | Placement::Unused => continue,
-                Placement::Ring => {
-                    let index = u32::try_from(sources.matrices.len()).unwrap_or(u32::MAX);
-                    sources.matrices.push(MatrixSource {
-                        file: tensor.file,
-                        offset: tensor.offset,
-                        bytes: usize::try_from(tensor.bytes).map_err(|_| too_large())?,
-                    });
-                    StreamKind::Matrix { index }
-                }
-                Placement::Rows if sources.rows.is_some() => {
-                    return Err(LoadError::Other("internal error: two tables by rows".into()));
-                }
-                Placement::Rows => {
-                    sources.rows = Some(RowSource {
-                        file: tensor.file,
-                        offset: tensor.offset,
-                        n_rows: tensor.dims[1],
-                    });
-                    StreamKind::Rows
-                }
-            };
-            tensors.push(StreamedTensor { name: tensor.name.clone(), kind });
-        }
-        Ok(Streamed { tensors, sources })
-    }
-}
-
-/// The number of a part, as in [`hypura_tier::Parts`].
-fn part_number(part: Part) -> u8 {
-    match part {
-        Part::Gate => 0,
-        Part::Up => 1,
-        Part::Down => 2,
-        Part::GateUp => 3,
-    }
 }

@@ -3,8 +3,9 @@
 use hypura_plan::{Mode, Plan};
 use serde::Serialize;
 
-use crate::generate::{Finish, Generated};
+use crate::generate::{FILL_TOKENS, Finish, Generated};
 use crate::load::Loaded;
+use crate::stream::{AheadStats, Segment};
 
 /// What `--stats-json` writes.
 #[derive(Debug, Clone, Serialize)]
@@ -40,6 +41,17 @@ pub struct RunStats {
     pub generated_tokens: usize,
     /// Tokens after the first, per second.
     pub decode_tokens_per_s: f64,
+    /// The same for the second to the 32nd token, while experts find their slots; 0 in a shorter
+    /// answer.
+    pub decode_first_tokens_per_s: f64,
+    /// The same for the tokens after the 32nd; 0 if there are none.
+    pub decode_rest_tokens_per_s: f64,
+    /// Bytes of weights read for the tokens after the 32nd.
+    pub decode_rest_read_bytes: u64,
+    /// Experts looked up, and found resident, for the tokens after the 32nd.
+    pub decode_rest_lookups: u64,
+    /// See [`RunStats::decode_rest_lookups`].
+    pub decode_rest_hits: u64,
     /// Time to the first token, in milliseconds.
     pub ttft_ms: f64,
     /// Bytes of weights read for prompt and answer.
@@ -54,6 +66,12 @@ pub struct RunStats {
     pub evictions: u64,
     /// Groups of experts done one after another, for want of slots.
     pub passes: u64,
+    /// What was read before its router had run.
+    pub ahead: AheadStats,
+    /// What each layer computed and missed for the tokens after the first, in order, if that was
+    /// asked for: what the dependency bound is made of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode_segments: Option<Vec<Segment>>,
     /// Time that the computation waited for reads, in milliseconds.
     pub read_wait_ms: f64,
     /// Time that it computed, in milliseconds.
@@ -114,6 +132,12 @@ impl LoadSummary {
         let computed = answer.prompt_tokens - answer.reused_tokens;
         let after_first = answer.tokens.len().saturating_sub(1);
         let (prompt, decode) = (&answer.prompt_stream, &answer.decode_stream);
+        let none = (answer.decode_time, *decode);
+        let (fill_time, fill) = answer.filling.unwrap_or(none);
+        let rest = decode.since(&fill);
+        let n_rest = answer.tokens.len().saturating_sub(FILL_TOKENS);
+        let rest_time = answer.decode_time.saturating_sub(fill_time);
+        let n_fill = if answer.filling.is_some() { FILL_TOKENS - 1 } else { 0 };
         let digest = sha2::Sha256::digest(answer.text.as_bytes());
         RunStats {
             mode: mode_name(self.plan.mode),
@@ -131,6 +155,11 @@ impl LoadSummary {
             prompt_tokens_per_s: rate(computed, answer.prompt_time.as_secs_f64()),
             generated_tokens: answer.tokens.len(),
             decode_tokens_per_s: rate(after_first, answer.decode_time.as_secs_f64()),
+            decode_first_tokens_per_s: rate(n_fill, fill_time.as_secs_f64()),
+            decode_rest_tokens_per_s: rate(n_rest, rest_time.as_secs_f64()),
+            decode_rest_read_bytes: rest.read_bytes,
+            decode_rest_lookups: rest.unit_lookups,
+            decode_rest_hits: rest.unit_hits,
             ttft_ms: answer.ttft.as_secs_f64() * 1e3,
             weights_read_bytes: prompt.read_bytes + decode.read_bytes,
             decode_read_bytes: decode.read_bytes,
@@ -138,6 +167,8 @@ impl LoadSummary {
             unit_hits: prompt.unit_hits + decode.unit_hits,
             evictions: prompt.evictions + decode.evictions,
             passes: prompt.passes + decode.passes,
+            ahead: decode.ahead,
+            decode_segments: answer.decode_segments.clone(),
             read_wait_ms: (prompt.read_wait + decode.read_wait).as_secs_f64() * 1e3,
             compute_ms: (prompt.compute + decode.compute).as_secs_f64() * 1e3,
             kv_tokens_reused: answer.reused_tokens,

@@ -61,6 +61,33 @@ fn delays_and_reordering_change_nothing() {
 }
 
 #[test]
+fn guesses_right_and_wrong_change_nothing() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let paths = [tiny_model(folder.path(), "qwen3moe"), demo("demo-moe-54m-q4_k_m.gguf")];
+    for path in &paths {
+        let base = options(FlashAttention::On);
+        let expected = expected(path, &base, PROMPT);
+        for (seed, share) in [(11, 0.5), (12, 0.7), (13, 0.9)] {
+            let plan = FaultPlan {
+                seed,
+                delay_rate: 0.2,
+                delay: Duration::from_micros(500),
+                reorder: true,
+                fail_rate: 0.0,
+                ..FaultPlan::default()
+            };
+            let mut loaded = load_share(path, &faulty(plan), share);
+            let what = format!("{}, seed {seed}", path.display());
+            assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
+            let ahead = loaded.stream_stats().ahead;
+            assert!(ahead.begun > ahead.begun_right && ahead.begun_right > 0, "{what}: {ahead:?}");
+            assert!(ahead.named > ahead.named_right && ahead.named_right > 0, "{what}: {ahead:?}");
+        }
+    }
+}
+
+#[test]
 fn a_corrupted_read_would_be_noticed() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
@@ -90,15 +117,22 @@ fn faulty_after_load(plan: FaultPlan) -> LoadOptions {
 fn a_failed_read_ends_one_answer_and_nothing_else() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    // A matrix that was read ahead gets a second chance when it is needed; experts and rows are
+    // A matrix or an expert that was read ahead gets a second chance when it is needed; others are
     // read when they are needed.
-    for (name, may_heal) in [("llama", true), ("qwen3moe", false), ("qwen3next", true)] {
+    let cases = [
+        ("llama", true, true),
+        ("qwen3moe", true, true),
+        ("qwen3moe", false, false),
+        ("qwen3next", true, true),
+    ];
+    for (name, speculate, may_heal) in cases {
         let path = tiny_model(folder.path(), name);
         let expected = expected(&path, &options(FlashAttention::On), PROMPT);
         for number in [0, 1, 5, 17, 40, 111, 230] {
             for fault in [Fault::Fail, Fault::Short] {
                 let plan = FaultPlan { at: [(number, fault)].into(), ..FaultPlan::default() };
-                let mut loaded = load_share(&path, &faulty_after_load(plan), 0.3);
+                let options = LoadOptions { speculate, ..faulty_after_load(plan) };
+                let mut loaded = load_share(&path, &options, 0.3);
                 let what = format!("{name}, {fault:?} at read {number}");
                 let first = try_logits(&mut loaded, PROMPT);
                 match first {

@@ -1,8 +1,10 @@
 //! Bodies of fuzz tests: given any bytes, they must neither panic, hang, nor take memory out of
 //! proportion. `fuzz/` runs them under cargo-fuzz, `tests/fuzz.rs` on mutated files in every build.
 
+use crate::hot::{HOT_ALIGNMENT, HotModel, check_places};
 use crate::hparams::Hparams;
 use crate::metadata::Metadata;
+use crate::model::{Model, ModelFile};
 use crate::read::{Header, read_header};
 use crate::role::Role;
 use crate::write::Writer;
@@ -23,6 +25,55 @@ pub fn fuzz_header(data: &[u8]) {
     }
     for (_, value) in header.metadata.iter() {
         let _ = value.to_string();
+    }
+}
+
+/// Reads `data` as the header of a hot file, without its checksum, which would refuse every change:
+/// what passes the other checks must lie within the file, aligned and apart.
+///
+/// # Panics
+/// If something lies elsewhere.
+pub fn fuzz_hot(data: &[u8]) {
+    let len = data.len() as u64;
+    let Ok(header) = read_header(data, len) else {
+        return;
+    };
+    let (data_offset, alignment) = (header.data_offset, header.alignment);
+    let file = ModelFile { path: "fuzzed".into(), len, data_offset, alignment };
+    let Ok(model) = Model::join(vec![(file, header)]) else {
+        return;
+    };
+    let _ = HotModel::of(&model);
+    if let Ok(hot) = check_places(&model) {
+        check_hot(&hot, len);
+    }
+}
+
+fn check_hot(hot: &HotModel, len: u64) {
+    let alignment = u64::from(HOT_ALIGNMENT);
+    let mut spans: Vec<(u64, u64)> = Vec::new();
+    for (index, tensor) in hot.view.tensors.iter().enumerate() {
+        assert_eq!(hot.view.tensor(&tensor.name), Some(tensor));
+        let Some(place) = hot.place(index) else {
+            spans.push((tensor.offset, tensor.bytes));
+            continue;
+        };
+        assert_eq!(u64::from(place.n_slices) * place.slice_bytes, tensor.bytes);
+        assert_eq!(place.slice(place.n_slices), None);
+        // Of many slices the first and the last say what there is to say.
+        let last = place.n_slices.checked_sub(1);
+        let mut slices = vec![place.slice(0), last.and_then(|last| place.slice(last))];
+        slices.dedup();
+        for slice in slices {
+            let Some(slice) = slice else { panic!("{} has no slices", tensor.name) };
+            assert_eq!(slice.offset % alignment, 0, "{}", tensor.name);
+            spans.push((slice.offset, slice.len.next_multiple_of(alignment)));
+        }
+    }
+    spans.sort_unstable();
+    spans.retain(|&(_, bytes)| bytes > 0);
+    for (&(offset, bytes), next) in spans.iter().zip(spans.iter().skip(1).chain([&(len, 0)])) {
+        assert!(offset + bytes <= next.0, "{offset} + {bytes} reaches beyond {}", next.0);
     }
 }
 

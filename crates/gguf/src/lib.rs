@@ -7,14 +7,17 @@
 //! * what a file says: [`read_header`] (bounded, never panics, never trusts a length) and [`Writer`];
 //! * what a model is: [`Model::open`] joins a split set into one list of [`Tensor`]s, each with its
 //!   file, absolute offset and [`Role`], and [`Tensor::expert_range`] names the bytes of one expert;
-//! * what a planner needs to know of its shape: [`Hparams`].
+//! * what a planner needs to know of its shape: [`Hparams`];
+//! * how a model is laid out once so that it streams fast: [`hot`].
 //!
-//! It never reads tensor data: that is the business of whoever holds a read engine.
+//! It never reads tensor data, except to check a hot file against its checksums: that is the
+//! business of whoever holds a read engine.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::indexing_slicing))]
 
 pub mod fuzz;
+pub mod hot;
 
 mod ggml_type;
 mod hparams;

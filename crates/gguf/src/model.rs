@@ -178,7 +178,18 @@ impl Model {
         Hparams::read(&self.metadata, n_vocab)
     }
 
-    fn join(parts: Vec<(ModelFile, Header)>) -> Result<Self, OpenError> {
+    /// A model of tensors whose names differ.
+    pub(crate) fn assemble(
+        files: Vec<ModelFile>,
+        metadata: Metadata,
+        tensors: Vec<Tensor>,
+    ) -> Self {
+        let names = tensors.iter().enumerate();
+        let by_name = names.map(|(index, tensor)| (tensor.name.clone(), index)).collect();
+        Self { files, metadata, tensors, by_name }
+    }
+
+    pub(crate) fn join(parts: Vec<(ModelFile, Header)>) -> Result<Self, OpenError> {
         let (mut files, mut tensors) = (Vec::new(), Vec::new());
         let (mut metadata, mut by_name) = (Metadata::new(), HashMap::new());
         for (index, (file, header)) in parts.into_iter().enumerate() {

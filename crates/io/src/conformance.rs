@@ -4,6 +4,8 @@
 //! tests of this crate, and with the feature `conformance`.
 #![allow(clippy::indexing_slicing)] // a panic is how it reports
 
+mod orders;
+
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -33,6 +35,7 @@ pub fn run(make: impl Fn() -> Box<dyn ReadEngine>) {
         waits_as_told(&mut *make(), &file);
         drops_safely_with_reads_in_flight(make(), &file);
         notices_truncation(&mut *make(), access);
+        orders::run(&make, &sample, &file);
     }
 }
 

@@ -24,6 +24,16 @@ pub trait ReadEngine: Send {
     /// call [`complete`](ReadEngine::complete) and try again.
     fn submit(&mut self, request: ReadRequest) -> Result<(), QueueFull>;
 
+    /// Makes a demand of the read-ahead with this tag, as far as nobody has begun to read it. All
+    /// such requests, if they share the tag; nothing happens if there is none.
+    fn promote(&mut self, tag: u64);
+
+    /// Leaves unread what nobody has begun to read of the request with this tag (of all of them,
+    /// if they share the tag; nothing happens if there is none). It comes back once, like any
+    /// other, as soon as what was begun has ended: as [`ReadError::Cancelled`], or as the success
+    /// or error that it is if nothing of it was left to begin.
+    fn cancel(&mut self, tag: u64);
+
     /// Appends to `out` what has finished. If nothing has, and something is in flight, waits as
     /// `wait` says.
     fn complete(&mut self, out: &mut Vec<Completion>, wait: Wait);
@@ -33,11 +43,22 @@ pub trait ReadEngine: Send {
 
     /// What was asked and moved since the engine was made.
     fn stats(&self) -> ReadStats;
+
+    /// How it reads, in a word: `io_uring`, `pread`.
+    fn name(&self) -> &'static str;
 }
 
 impl<E: ReadEngine + ?Sized> ReadEngine for Box<E> {
     fn submit(&mut self, request: ReadRequest) -> Result<(), QueueFull> {
         (**self).submit(request)
+    }
+
+    fn promote(&mut self, tag: u64) {
+        (**self).promote(tag);
+    }
+
+    fn cancel(&mut self, tag: u64) {
+        (**self).cancel(tag);
     }
 
     fn complete(&mut self, out: &mut Vec<Completion>, wait: Wait) {
@@ -50,6 +71,10 @@ impl<E: ReadEngine + ?Sized> ReadEngine for Box<E> {
 
     fn stats(&self) -> ReadStats {
         (**self).stats()
+    }
+
+    fn name(&self) -> &'static str {
+        (**self).name()
     }
 }
 
@@ -141,6 +166,7 @@ pub struct Completion {
     pub len: usize,
     /// The request's place in the buffer.
     pub buffer_offset: usize,
+    /// The request's priority; a demand if it was [promoted](ReadEngine::promote).
     pub priority: Priority,
     /// Time from [`ReadEngine::submit`] to the last byte, queueing included.
     pub latency: Duration,
@@ -182,6 +208,14 @@ pub enum ReadError {
     /// A thread of the engine panicked.
     #[error("the reader of {} panicked at offset {offset}; this is a bug: report it", path.display())]
     Panicked { path: PathBuf, offset: u64 },
+    /// Somebody [said](ReadEngine::cancel) that the bytes are not wanted any more, before all of
+    /// them were read.
+    #[error(
+        "a read of {len} bytes at offset {offset} of {} was cancelled; submit it again if it is \
+         wanted after all",
+        path.display()
+    )]
+    Cancelled { path: PathBuf, offset: u64, len: usize },
     /// No memory for the detour of an unaligned read.
     #[error(transparent)]
     Alloc(#[from] crate::AllocError),
@@ -192,16 +226,20 @@ pub enum ReadError {
 pub struct ReadStats {
     /// Requests accepted.
     pub requests: u64,
-    /// Requests that came back with an error.
+    /// Requests that came back with an error, other than that they were cancelled.
     pub failed: u64,
+    /// Requests that came back as [`ReadError::Cancelled`].
+    pub cancelled: u64,
     /// Bytes that the requests asked for.
     pub asked_bytes: u64,
+    /// Of these, bytes that were never read, because their request was cancelled before.
+    pub cancelled_bytes: u64,
     /// Bytes that the system calls delivered, alignment at both ends included.
     pub read_bytes: u64,
     /// Bytes that were copied from a bounce buffer, because offset, length or address didn't suit
     /// a direct read.
     pub bounced_bytes: u64,
-    /// System calls that read.
+    /// Reads that the operating system was asked for: system calls, or entries of a ring.
     pub system_calls: u64,
 }
 

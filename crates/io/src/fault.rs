@@ -56,6 +56,7 @@ pub struct FaultEngine<E> {
     order: u64,
     asked_bytes: u64,
     failed: u64,
+    cancelled: u64,
 }
 
 /// A request as it was before the inner engine got it.
@@ -98,6 +99,7 @@ impl<E: ReadEngine> FaultEngine<E> {
             order: 0,
             asked_bytes: 0,
             failed: 0,
+            cancelled: 0,
         }
     }
 
@@ -130,8 +132,10 @@ impl<E: ReadEngine> FaultEngine<E> {
             completion.tag = disguise.tag;
             let read = completion.len;
             completion.len = disguise.len;
-            if completion.result.is_ok() {
-                self.spoil(number, &disguise, read, &mut completion);
+            match &mut completion.result {
+                Ok(()) => self.spoil(number, &disguise, read, &mut completion),
+                Err(ReadError::Cancelled { len, .. }) => *len = disguise.len,
+                Err(_) => {}
             }
             self.held.push(Held { due: disguise.due, completion });
         }
@@ -164,6 +168,14 @@ impl<E: ReadEngine> FaultEngine<E> {
         }
     }
 
+    /// The numbers under which the inner engine has requests with this tag, in order of submission.
+    fn numbers(&self, tag: u64) -> Vec<u64> {
+        let with_tag = self.disguises.iter().filter(|(_, disguise)| disguise.tag == tag);
+        let mut numbers: Vec<u64> = with_tag.map(|(&number, _)| number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
     /// Hands out what may be; whether that was anything.
     fn release(&mut self, out: &mut Vec<Completion>) -> bool {
         let now = Instant::now();
@@ -175,7 +187,13 @@ impl<E: ReadEngine> FaultEngine<E> {
             let keep = 1 + self.draw_order(ready.len());
             self.held.extend(ready.drain(keep.min(ready.len())..));
         }
-        self.failed += ready.iter().filter(|held| held.completion.result.is_err()).count() as u64;
+        for held in &ready {
+            match held.completion.result {
+                Ok(()) => {}
+                Err(ReadError::Cancelled { .. }) => self.cancelled += 1,
+                Err(_) => self.failed += 1,
+            }
+        }
         let any = !ready.is_empty();
         out.extend(ready.into_iter().map(|held| held.completion));
         any
@@ -236,6 +254,14 @@ impl<E: ReadEngine> ReadEngine for FaultEngine<E> {
         Ok(())
     }
 
+    fn promote(&mut self, tag: u64) {
+        self.numbers(tag).into_iter().for_each(|number| self.inner.promote(number));
+    }
+
+    fn cancel(&mut self, tag: u64) {
+        self.numbers(tag).into_iter().for_each(|number| self.inner.cancel(number));
+    }
+
     fn complete(&mut self, out: &mut Vec<Completion>, wait: Wait) {
         let deadline = match wait {
             Wait::None => Some(Instant::now()),
@@ -266,8 +292,13 @@ impl<E: ReadEngine> ReadEngine for FaultEngine<E> {
             requests: self.submitted,
             asked_bytes: self.asked_bytes,
             failed: self.failed,
+            cancelled: self.cancelled,
             ..self.inner.stats()
         }
+    }
+
+    fn name(&self) -> &'static str {
+        self.inner.name()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A request while a pool reads it, and the pieces that it is read in.
+//! A request while an engine reads it, and the pieces that it is read in.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,10 +16,10 @@ pub(crate) struct Job {
     len: usize,
     buffer_offset: usize,
     slack: Slack,
-    priority: Priority,
     submitted: Instant,
     /// The first byte of the buffer that `state` holds.
     memory: Address,
+    cut: Cut,
     pieces_left: AtomicUsize,
     state: Mutex<JobState>,
 }
@@ -28,8 +28,11 @@ pub(crate) struct Job {
 struct JobState {
     /// Taken when the job is finished.
     buffer: Option<Buffer>,
+    priority: Priority,
     /// The failed piece that is first in the file: its place in the request, and its error.
     error: Option<(usize, RangeError)>,
+    /// Whether pieces were dropped because somebody asked for it.
+    is_cancelled: bool,
 }
 
 /// The memory of a job's buffer, seen from its pieces.
@@ -42,7 +45,15 @@ unsafe impl Send for Address {}
 // SAFETY: as above.
 unsafe impl Sync for Address {}
 
-/// A part of a request that one thread reads.
+/// The part of a request that nobody has begun to read.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    job: Arc<Job>,
+    /// Where it begins in the request, in bytes; it goes on to the end.
+    at: usize,
+}
+
+/// A part of a request that is read at one go.
 #[derive(Debug)]
 pub(crate) struct Piece {
     job: Arc<Job>,
@@ -51,127 +62,223 @@ pub(crate) struct Piece {
     len: usize,
 }
 
-/// The lengths of the pieces of a request: about equal, at most a chunk, with their borders at
-/// multiples of the alignment in the file, so that only the ends of the request are unaligned.
-fn lengths(request: &ReadRequest, chunk_bytes: usize) -> Vec<usize> {
-    let block = request.file.alignment().offset;
-    let head = usize::try_from(request.offset % block as u64).unwrap_or(0); // less than a block
-    let total = head + request.len;
-    let chunk_bytes = chunk_bytes / block * block; // at least a block, see CHUNK_BYTES_MIN
-    let count = total.div_ceil(chunk_bytes).max(1);
-    let step = total.div_ceil(count).next_multiple_of(block);
-    let mut lengths = Vec::with_capacity(count);
-    let mut at = head;
-    while at < total {
-        let end = (at / step + 1).saturating_mul(step).min(total);
-        lengths.push(end - at);
-        at = end;
+/// Where a request is cut: into about equal pieces of at most a chunk, at multiples of the
+/// alignment in the file, so that only the ends of the request are unaligned.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    /// From the start of the first block to the first byte of the request.
+    head: usize,
+    /// From the start of the first block to the last byte of the request.
+    total: usize,
+    /// Pieces end at multiples of this, counted from the start of the first block.
+    step: usize,
+}
+
+impl Cut {
+    fn of(request: &ReadRequest, chunk_bytes: usize) -> Cut {
+        let block = request.file.alignment().offset;
+        let head = usize::try_from(request.offset % block as u64).unwrap_or(0); // less than a block
+        let total = head + request.len;
+        let chunk_bytes = chunk_bytes / block * block; // at least a block, see CHUNK_BYTES_MIN
+        let count = total.div_ceil(chunk_bytes).max(1);
+        let step = total.div_ceil(count).next_multiple_of(block).max(1);
+        Cut { head, total, step }
     }
-    lengths
+
+    /// The length of the piece that begins at `at` in the request.
+    fn len(&self, at: usize) -> usize {
+        let begin = self.head + at;
+        (begin / self.step + 1).saturating_mul(self.step).min(self.total) - begin
+    }
+
+    /// Pieces from `at` in the request to its end.
+    fn pieces(&self, at: usize) -> usize {
+        match self.head + at < self.total {
+            true => self.total.div_ceil(self.step) - (self.head + at) / self.step,
+            false => 0,
+        }
+    }
 }
 
 impl Job {
-    /// A job that has nothing to read.
-    pub(crate) fn without_pieces(request: ReadRequest) -> Arc<Job> {
-        Arc::new(Job::new(request, 0))
+    /// Takes a request, which must have been checked, to be read in pieces of about a chunk.
+    pub(crate) fn begin(request: ReadRequest, chunk_bytes: usize) -> Unread {
+        let cut = Cut::of(&request, chunk_bytes);
+        Unread { job: Arc::new(Job::new(request, cut)), at: 0 }
     }
 
-    /// The pieces of a request, which must have been checked: in the order of the file, none if it
-    /// asks for no bytes.
-    pub(crate) fn split(request: ReadRequest, chunk_bytes: usize) -> (Arc<Job>, Vec<Piece>) {
-        let lengths = lengths(&request, chunk_bytes);
-        let job = Arc::new(Job::new(request, lengths.len()));
-        let mut at = 0;
-        let piece = |len| {
-            let piece = Piece { job: Arc::clone(&job), at, len };
-            at += len;
-            piece
-        };
-        let pieces = lengths.into_iter().map(piece).collect();
-        (job, pieces)
+    /// Gives a request back as it came.
+    pub(crate) fn refuse(request: ReadRequest, error: ReadError) -> Option<Completion> {
+        Job::new(request, Cut { head: 0, total: 0, step: 1 }).complete(Err(error))
     }
 
-    fn new(mut request: ReadRequest, pieces: usize) -> Job {
+    fn new(mut request: ReadRequest, cut: Cut) -> Job {
         Job {
             tag: request.tag,
             offset: request.offset,
             len: request.len,
             buffer_offset: request.buffer_offset,
             slack: request.slack,
-            priority: request.priority,
             submitted: Instant::now(),
             memory: Address(request.buffer.as_mut_ptr()),
-            pieces_left: AtomicUsize::new(pieces),
-            state: Mutex::new(JobState { buffer: Some(request.buffer), error: None }),
+            cut,
+            pieces_left: AtomicUsize::new(cut.pieces(0)),
+            state: Mutex::new(JobState {
+                buffer: Some(request.buffer),
+                priority: request.priority,
+                error: None,
+                is_cancelled: false,
+            }),
             file: request.file,
         }
     }
 
-    /// Gives the buffer back with the result, once all pieces are done; `None` if that has
-    /// happened before.
-    pub(crate) fn complete(&self, result: Result<(), ReadError>) -> Option<Completion> {
-        let buffer = lock(&self.state).buffer.take()?;
+    /// Notes that `count` pieces are done with; the whole request if they were the last ones.
+    fn done_with(&self, count: usize) -> Option<Completion> {
+        // AcqRel: whoever sees zero sees what all other pieces wrote.
+        if self.pieces_left.fetch_sub(count, Ordering::AcqRel) != count {
+            return None;
+        }
+        let (error, is_cancelled) = {
+            let mut state = lock(&self.state);
+            (state.error.take(), state.is_cancelled)
+        };
+        self.complete(match error {
+            None if is_cancelled => Err(ReadError::Cancelled {
+                path: self.file.path().to_owned(),
+                offset: self.offset,
+                len: self.len,
+            }),
+            None => Ok(()),
+            Some((at, RangeError::Eof { got })) => {
+                Err(RangeError::Eof { got: at + got }.at(&self.file, self.offset, self.len))
+            }
+            Some((_, error)) => Err(error.at(&self.file, self.offset, self.len)),
+        })
+    }
+
+    /// Notes an error, unless a piece that is earlier in the file has failed too.
+    fn failed(&self, at: usize, error: RangeError) {
+        let mut state = lock(&self.state);
+        if state.error.as_ref().is_none_or(|(first, _)| at < *first) {
+            state.error = Some((at, error));
+        }
+    }
+
+    /// Gives the buffer back with the result; `None` if that has happened before.
+    fn complete(&self, result: Result<(), ReadError>) -> Option<Completion> {
+        let mut state = lock(&self.state);
         Some(Completion {
             tag: self.tag,
-            buffer,
+            buffer: state.buffer.take()?,
             result,
             offset: self.offset,
             len: self.len,
             buffer_offset: self.buffer_offset,
-            priority: self.priority,
+            priority: state.priority,
             latency: self.submitted.elapsed(),
         })
     }
 }
 
-impl Piece {
-    pub(crate) fn priority(&self) -> Priority {
-        self.job.priority
+impl Unread {
+    pub(crate) fn tag(&self) -> u64 {
+        self.job.tag
     }
 
-    /// # Errors
-    /// [`RangeError`], to be handed to [`Piece::finish`].
-    pub(crate) fn read(&self, bounce: &mut Buffer, moved: &mut Moved) -> Result<(), RangeError> {
+    pub(crate) fn priority(&self) -> Priority {
+        lock(&self.job.state).priority
+    }
+
+    pub(crate) fn set_priority(&self, priority: Priority) {
+        lock(&self.job.state).priority = priority;
+    }
+
+    /// Bytes that nobody has begun to read.
+    pub(crate) fn bytes(&self) -> usize {
+        self.job.len - self.at
+    }
+
+    /// Pieces that nobody has begun to read.
+    pub(crate) fn pieces(&self) -> usize {
+        self.job.cut.pieces(self.at)
+    }
+
+    /// The next piece in the order of the file; `None` after the last.
+    pub(crate) fn next_piece(&mut self) -> Option<Piece> {
+        if self.pieces() == 0 {
+            return None;
+        }
+        let piece =
+            Piece { job: Arc::clone(&self.job), at: self.at, len: self.job.cut.len(self.at) };
+        self.at += piece.len;
+        Some(piece)
+    }
+
+    /// The request, if it asked for no bytes.
+    pub(crate) fn complete_if_empty(&self) -> Option<Completion> {
+        if self.job.len == 0 { self.job.complete(Ok(())) } else { None }
+    }
+
+    /// Leaves the rest unread because nobody wants it any more; the whole request if none of its
+    /// pieces is being read.
+    pub(crate) fn cancel(self) -> Option<Completion> {
+        lock(&self.job.state).is_cancelled = true;
+        self.job.done_with(self.pieces())
+    }
+
+    /// Leaves the rest unread because of an error; the whole request if none of its pieces is
+    /// being read.
+    pub(crate) fn fail(self, error: RangeError) -> Option<Completion> {
+        self.job.failed(self.at, error);
+        self.job.done_with(self.pieces())
+    }
+}
+
+impl Piece {
+    pub(crate) fn file(&self) -> &File {
+        &self.job.file
+    }
+
+    /// Where it begins in the file, in bytes.
+    pub(crate) fn offset(&self) -> u64 {
+        self.job.offset + self.at as u64
+    }
+
+    /// Where its bytes go. They and the slack may be written to until [`Piece::finish`]: the
+    /// request was checked to lie inside its buffer with its slack; the buffer stays in the job
+    /// until its last piece is done; pieces don't overlap, nor does the slack at the ends of the
+    /// request overlap any piece.
+    pub(crate) fn destination(&self) -> Destination {
         let job = &self.job;
         // Only the ends of the request have slack; between pieces there is somebody else's data.
         let is_first = self.at == 0;
         let is_last = self.at + self.len == job.len;
-        let destination = Destination {
+        Destination {
             ptr: job.memory.0.wrapping_add(job.buffer_offset + self.at),
             len: self.len,
             slack: Slack {
                 head: if is_first { job.slack.head } else { 0 },
                 tail: if is_last { job.slack.tail } else { 0 },
             },
-        };
-        // SAFETY: the request was checked to lie inside its buffer with its slack; the buffer
-        // stays in the job until its last piece is done; pieces don't overlap, nor does the slack
-        // at the ends of the request overlap any piece.
-        unsafe { read_range(&job.file, job.offset + self.at as u64, destination, bounce, moved) }
+        }
+    }
+
+    /// Reads it on this thread.
+    ///
+    /// # Errors
+    /// [`RangeError`], to be handed to [`Piece::finish`].
+    pub(crate) fn read(&self, bounce: &mut Buffer, moved: &mut Moved) -> Result<(), RangeError> {
+        // SAFETY: see `Piece::destination`.
+        unsafe { read_range(self.file(), self.offset(), self.destination(), bounce, moved) }
     }
 
     /// Notes how the piece went; the whole request if it was the last piece of it.
     pub(crate) fn finish(self, read: Result<(), RangeError>) -> Option<Completion> {
-        let job = &self.job;
         if let Err(error) = read {
-            let mut state = lock(&job.state);
-            let is_first = state.error.as_ref().is_none_or(|(at, _)| self.at < *at);
-            if is_first {
-                state.error = Some((self.at, error));
-            }
+            self.job.failed(self.at, error);
         }
-        // AcqRel: whoever sees zero sees what all other pieces wrote.
-        if job.pieces_left.fetch_sub(1, Ordering::AcqRel) != 1 {
-            return None;
-        }
-        let error = lock(&job.state).error.take();
-        job.complete(match error {
-            None => Ok(()),
-            Some((at, RangeError::Eof { got })) => {
-                Err(RangeError::Eof { got: at + got }.at(&job.file, job.offset, job.len))
-            }
-            Some((_, error)) => Err(error.at(&job.file, job.offset, job.len)),
-        })
+        self.job.done_with(1)
     }
 }
 
@@ -193,8 +300,11 @@ mod tests {
             let file = Arc::new(sample.open(access));
             let block = file.alignment().offset as u64;
             let buffer = Buffer::aligned(len, 1).expect("memory");
-            let (job, pieces) = Job::split(ReadRequest::new(file, offset, buffer, 0), chunk);
-            assert_eq!(job.pieces_left.load(Ordering::Relaxed), pieces.len());
+            let mut unread = Job::begin(ReadRequest::new(file, offset, buffer, 0), chunk);
+            let announced = unread.pieces();
+            assert_eq!(unread.job.pieces_left.load(Ordering::Relaxed), announced);
+            let pieces: Vec<_> = std::iter::from_fn(|| unread.next_piece()).collect();
+            assert_eq!((pieces.len(), unread.bytes()), (announced, 0));
             let mut at = 0;
             for (index, piece) in pieces.iter().enumerate() {
                 assert!(piece.len > 0 && piece.len <= chunk);
@@ -222,7 +332,7 @@ mod tests {
         let check = |results: [(usize, Result<(), RangeError>); 3]| {
             let buffer = Buffer::aligned(15, 1).expect("memory");
             let request = ReadRequest::new(Arc::clone(&file), 50, buffer, 7);
-            let job = Arc::new(Job::new(request, 3));
+            let job = Arc::new(Job::new(request, Cut { head: 0, total: 15, step: 5 }));
             let piece = |at| Piece { job: Arc::clone(&job), at, len: 5 };
             let mut done = results.map(|(at, result)| piece(at).finish(result));
             assert!(done[0].is_none() && done[1].is_none(), "not before the last");
@@ -242,5 +352,33 @@ mod tests {
         assert!(is_the_end(&result), "{result:?}");
         let result = check([(5, eof(2)), (0, Err(RangeError::Panicked)), (10, eof(0))]);
         assert!(matches!(result, Err(ReadError::Panicked { offset: 50, .. })), "{result:?}");
+    }
+
+    #[test]
+    fn what_is_left_unread_ends_with_the_pieces_that_were_begun() {
+        let file = Arc::new(Sample::new(300_000).open(Access::Buffered));
+        let begin = || {
+            let buffer = Buffer::aligned(200_000, 1).expect("memory");
+            Job::begin(ReadRequest::new(Arc::clone(&file), 0, buffer, 7), 50_000)
+        };
+        let is_cancelled = |done: Option<Completion>| {
+            let result = done.expect("the request").result;
+            matches!(result, Err(ReadError::Cancelled { offset: 0, len: 200_000, .. }))
+        };
+        assert!(is_cancelled(begin().cancel()), "nothing begun: at once");
+
+        let mut unread = begin();
+        let (first, second) = (unread.next_piece().unwrap(), unread.next_piece().unwrap());
+        assert_eq!((unread.pieces(), unread.bytes()), (2, 100_000));
+        assert!(unread.cancel().is_none());
+        assert!(second.finish(Ok(())).is_none());
+        assert!(is_cancelled(first.finish(Ok(()))));
+
+        // An error is news, that it was cancelled is not.
+        let mut unread = begin();
+        let first = unread.next_piece().unwrap();
+        assert!(unread.cancel().is_none());
+        let done = first.finish(Err(RangeError::Eof { got: 3 })).unwrap();
+        assert!(matches!(done.result, Err(ReadError::UnexpectedEof { got: 3, .. })));
     }
 }

@@ -1,15 +1,14 @@
 //! Reads by a pool of threads: portable, and as deep as there are threads.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, PoisonError};
 use std::thread;
 
-use crate::job::{Job, Piece, lock};
-use crate::range::{BOUNCE_BYTES_MIN, Moved, RangeError};
+use crate::job::lock;
+use crate::queue::{Front, News, Shared, Taken};
+use crate::range::{Moved, RangeError, bounce_bytes};
 use crate::{
-    AllocError, Buffer, Completion, DIRECT_ALIGN_MAX, Priority, QueueFull, ReadEngine, ReadRequest,
+    AllocError, Buffer, Completion, DIRECT_ALIGN_MAX, QueueFull, ReadEngine, ReadRequest,
     ReadStats, Wait,
 };
 
@@ -21,12 +20,10 @@ use crate::{
 #[derive(Debug)]
 pub struct PreadPool {
     config: PoolConfig,
-    shared: Arc<Shared>,
+    front: Front,
+    /// Told of pieces that have come, and of the end.
+    news: Arc<Condvar>,
     threads: Vec<thread::JoinHandle<()>>,
-    in_flight: usize,
-    requests: u64,
-    failed: u64,
-    asked_bytes: u64,
 }
 
 /// How a [`PreadPool`] is made.
@@ -53,12 +50,7 @@ impl PoolConfig {
     /// Memory that the pool takes for itself once every thread had to bounce a whole piece, in
     /// bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.threads.saturating_mul(self.bounce_bytes())
-    }
-
-    /// A piece, and the blocks that it shares with its neighbours.
-    fn bounce_bytes(&self) -> usize {
-        self.chunk_bytes.saturating_add(BOUNCE_BYTES_MIN).next_multiple_of(DIRECT_ALIGN_MAX)
+        self.threads.saturating_mul(bounce_bytes(self.chunk_bytes))
     }
 
     fn check(&self) -> Result<(), PoolError> {
@@ -101,23 +93,20 @@ impl PreadPool {
     /// See [`PoolError`].
     pub fn new(config: PoolConfig) -> Result<PreadPool, PoolError> {
         config.check()?;
-        let shared = Arc::new(Shared::new(config.read_ahead_threads));
+        let PoolConfig { chunk_bytes, queue_requests, read_ahead_threads, .. } = config;
         let mut pool = PreadPool {
             config,
-            shared,
+            front: Front::new(chunk_bytes, queue_requests, read_ahead_threads),
+            news: Arc::new(Condvar::new()),
             threads: Vec::with_capacity(config.threads),
-            in_flight: 0,
-            requests: 0,
-            failed: 0,
-            asked_bytes: 0,
         };
         // If one fails, dropping `pool` stops the others.
         for index in 0..config.threads {
-            let mut bounce = Buffer::aligned(config.bounce_bytes(), DIRECT_ALIGN_MAX)?;
-            let shared = Arc::clone(&pool.shared);
+            let mut bounce = Buffer::aligned(bounce_bytes(config.chunk_bytes), DIRECT_ALIGN_MAX)?;
+            let (shared, news) = (Arc::clone(&pool.front.shared), Arc::clone(&pool.news));
             let thread = thread::Builder::new()
                 .name(format!("hypura-read-{index}"))
-                .spawn(move || shared.work(&mut bounce))
+                .spawn(move || work(&shared, &news, &mut bounce))
                 .map_err(|source| PoolError::Spawn { source })?;
             pool.threads.push(thread);
         }
@@ -128,78 +117,52 @@ impl PreadPool {
     pub fn config(&self) -> PoolConfig {
         self.config
     }
+
+    fn tell(&self, news: News) {
+        for _ in 0..news.pieces.min(self.config.threads) {
+            self.news.notify_one();
+        }
+    }
 }
 
 impl ReadEngine for PreadPool {
     fn submit(&mut self, request: ReadRequest) -> Result<(), QueueFull> {
-        if self.in_flight >= self.config.queue_requests {
-            return Err(QueueFull(request));
-        }
-        self.in_flight += 1;
-        self.requests += 1;
-        self.asked_bytes = self.asked_bytes.saturating_add(request.len as u64);
-        if let Err(error) = request.check() {
-            self.shared.finish(Job::without_pieces(request).complete(Err(error)));
-            return Ok(());
-        }
-        let (job, pieces) = Job::split(request, self.config.chunk_bytes);
-        if pieces.is_empty() {
-            self.shared.finish(job.complete(Ok(())));
-        } else {
-            self.shared.queue(pieces);
-        }
+        let news = self.front.submit(request)?;
+        self.tell(news);
         Ok(())
     }
 
+    fn promote(&mut self, tag: u64) {
+        let news = self.front.promote(tag);
+        self.tell(news);
+    }
+
+    fn cancel(&mut self, tag: u64) {
+        self.front.cancel(tag);
+    }
+
     fn complete(&mut self, out: &mut Vec<Completion>, wait: Wait) {
-        if self.in_flight == 0 {
-            return;
-        }
-        let mut finished = lock(&self.shared.finished);
-        let empty = |finished: &mut Vec<Completion>| finished.is_empty();
-        let condition = &self.shared.finished_changed;
-        finished = match wait {
-            Wait::None => finished,
-            Wait::Forever => {
-                condition.wait_while(finished, empty).unwrap_or_else(PoisonError::into_inner)
-            }
-            Wait::For(at_most) => {
-                let waited = condition.wait_timeout_while(finished, at_most, empty);
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            }
-        };
-        self.in_flight -= finished.len();
-        self.failed += finished.iter().filter(|one| one.result.is_err()).count() as u64;
-        out.append(&mut finished);
+        self.front.complete(out, wait);
     }
 
     fn in_flight(&self) -> usize {
-        self.in_flight
+        self.front.in_flight()
     }
 
     fn stats(&self) -> ReadStats {
-        let moved = &self.shared.moved;
-        ReadStats {
-            requests: self.requests,
-            failed: self.failed,
-            asked_bytes: self.asked_bytes,
-            read_bytes: moved.read_bytes.load(Ordering::Relaxed),
-            bounced_bytes: moved.bounced_bytes.load(Ordering::Relaxed),
-            system_calls: moved.system_calls.load(Ordering::Relaxed),
-        }
+        self.front.stats()
+    }
+
+    fn name(&self) -> &'static str {
+        "pread"
     }
 }
 
 impl Drop for PreadPool {
     /// Waits for the reads that threads are busy with; drops those that are only queued.
     fn drop(&mut self) {
-        {
-            let mut queues = lock(&self.shared.queues);
-            queues.closed = true;
-            queues.demand.clear();
-            queues.read_ahead.clear();
-        }
-        self.shared.queues_changed.notify_all();
+        self.front.shared.close();
+        self.news.notify_all();
         for thread in self.threads.drain(..) {
             // Panics are caught in the thread; if one slipped through, the thread has ended too.
             drop(thread.join());
@@ -207,127 +170,37 @@ impl Drop for PreadPool {
     }
 }
 
-/// What the threads and the owner of the pool share.
-#[derive(Debug)]
-struct Shared {
-    queues: Mutex<Queues>,
-    queues_changed: Condvar,
-    finished: Mutex<Vec<Completion>>,
-    finished_changed: Condvar,
-    moved: MovedTotal,
-}
-
-#[derive(Debug)]
-struct Queues {
-    demand: VecDeque<Piece>,
-    read_ahead: VecDeque<Piece>,
-    read_ahead_running: usize,
-    read_ahead_threads: usize,
-    closed: bool,
-}
-
-#[derive(Debug, Default)]
-struct MovedTotal {
-    read_bytes: AtomicU64,
-    bounced_bytes: AtomicU64,
-    system_calls: AtomicU64,
-}
-
-impl Shared {
-    fn new(read_ahead_threads: usize) -> Shared {
-        Shared {
-            queues: Mutex::new(Queues {
-                demand: VecDeque::new(),
-                read_ahead: VecDeque::new(),
-                read_ahead_running: 0,
-                read_ahead_threads,
-                closed: false,
-            }),
-            queues_changed: Condvar::new(),
-            finished: Mutex::new(Vec::new()),
-            finished_changed: Condvar::new(),
-            moved: MovedTotal::default(),
-        }
-    }
-
-    fn queue(&self, pieces: Vec<Piece>) {
-        let count = pieces.len();
+/// What each thread does.
+fn work(shared: &Shared, news: &Condvar, bounce: &mut Buffer) {
+    while let Some(Taken { piece, priority }) = next_piece(shared, news) {
+        let mut moved = Moved::default();
+        // Without this a panic would leave the request in flight for ever.
+        let read = catch_unwind(AssertUnwindSafe(|| piece.read(bounce, &mut moved)))
+            .unwrap_or(Err(RangeError::Panicked));
+        shared.count(&moved);
         {
-            let mut queues = lock(&self.queues);
-            for piece in pieces {
-                match piece.priority() {
-                    Priority::Demand => queues.demand.push_back(piece),
-                    Priority::ReadAhead => queues.read_ahead.push_back(piece),
-                }
+            let mut queues = lock(&shared.queues);
+            queues.ended(priority);
+            // This thread may go on with a demand read, so another one has to look.
+            if queues.has_read_ahead() {
+                news.notify_one();
             }
         }
-        for _ in 0..count {
-            self.queues_changed.notify_one();
-        }
-    }
-
-    /// What each thread does.
-    fn work(&self, bounce: &mut Buffer) {
-        while let Some(piece) = self.next_piece() {
-            let mut moved = Moved::default();
-            // Without this a panic would leave the request in flight for ever.
-            let read = catch_unwind(AssertUnwindSafe(|| piece.read(bounce, &mut moved)))
-                .unwrap_or(Err(RangeError::Panicked));
-            self.moved.add(&moved);
-            if piece.priority() == Priority::ReadAhead {
-                let mut queues = lock(&self.queues);
-                queues.read_ahead_running -= 1;
-                // This thread may go on with a demand read, so another one has to look.
-                if !queues.read_ahead.is_empty() {
-                    self.queues_changed.notify_one();
-                }
-            }
-            self.finish(piece.finish(read));
-        }
-    }
-
-    /// Waits for a piece to read; `None` when the pool is being dropped.
-    fn next_piece(&self) -> Option<Piece> {
-        let mut queues = lock(&self.queues);
-        loop {
-            if queues.closed {
-                return None;
-            }
-            if let Some(piece) = queues.take() {
-                return Some(piece);
-            }
-            queues = self.queues_changed.wait(queues).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Hands a request that is done, if it is, back to the owner of the pool.
-    fn finish(&self, completion: Option<Completion>) {
-        if let Some(completion) = completion {
-            lock(&self.finished).push(completion);
-            self.finished_changed.notify_one();
-        }
+        shared.finish(piece.finish(read));
     }
 }
 
-impl Queues {
-    fn take(&mut self) -> Option<Piece> {
-        if let Some(piece) = self.demand.pop_front() {
-            return Some(piece);
-        }
-        if self.read_ahead_running >= self.read_ahead_threads {
+/// Waits for a piece to read; `None` when the pool is being dropped.
+fn next_piece(shared: &Shared, news: &Condvar) -> Option<Taken> {
+    let mut queues = lock(&shared.queues);
+    loop {
+        if queues.is_closed() {
             return None;
         }
-        let piece = self.read_ahead.pop_front()?;
-        self.read_ahead_running += 1;
-        Some(piece)
-    }
-}
-
-impl MovedTotal {
-    fn add(&self, moved: &Moved) {
-        self.read_bytes.fetch_add(moved.read_bytes, Ordering::Relaxed);
-        self.bounced_bytes.fetch_add(moved.bounced_bytes, Ordering::Relaxed);
-        self.system_calls.fetch_add(moved.system_calls, Ordering::Relaxed);
+        if let Some(taken) = queues.take() {
+            return Some(taken);
+        }
+        queues = news.wait(queues).unwrap_or_else(PoisonError::into_inner);
     }
 }
 
@@ -373,37 +246,6 @@ mod tests {
         }
         assert_eq!(pool(fine).config(), fine);
         assert_eq!(fine.memory_bytes(), 8 * (1 << 20 | 128 << 10));
-    }
-
-    #[test]
-    fn demand_overtakes_queued_read_ahead() {
-        let mut queues = Queues {
-            demand: VecDeque::new(),
-            read_ahead: VecDeque::new(),
-            read_ahead_running: 0,
-            read_ahead_threads: 2,
-            closed: false,
-        };
-        let file = Arc::new(Sample::new(100).open(Access::Buffered));
-        let mut piece = |priority| {
-            let buffer = Buffer::aligned(1, 1).expect("memory");
-            let request = ReadRequest::new(Arc::clone(&file), 0, buffer, 0);
-            let (_, pieces) = Job::split(ReadRequest { priority, ..request }, 1 << 20);
-            let queue = match priority {
-                Priority::Demand => &mut queues.demand,
-                Priority::ReadAhead => &mut queues.read_ahead,
-            };
-            queue.extend(pieces);
-        };
-        let (demand, read_ahead) = (Priority::Demand, Priority::ReadAhead);
-        [read_ahead, read_ahead, read_ahead, demand].into_iter().for_each(&mut piece);
-        let mut take = || queues.take().map(|piece| piece.priority());
-        // The third read-ahead has to wait until one of the two threads is done.
-        let (demand, read_ahead) = (Some(demand), Some(read_ahead));
-        assert_eq!([take(), take(), take(), take()], [demand, read_ahead, read_ahead, None]);
-        queues.read_ahead_running -= 1;
-        let mut take = || queues.take().map(|piece| piece.priority());
-        assert_eq!([take(), take()], [read_ahead, None]);
     }
 
     #[test]

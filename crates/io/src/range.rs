@@ -15,7 +15,7 @@
 
 use std::io;
 
-use crate::sys::{SEGMENTS_MAX, Segment, read_at};
+use crate::sys::{Segment, Segments, read_at};
 use crate::{Buffer, DIRECT_ALIGN_MAX, DirectAlign, File, ReadError, Slack};
 
 /// Size of the detour for [`read_exact_at`], in bytes.
@@ -97,8 +97,14 @@ pub(crate) fn fits_a_file(offset: u64, len: usize) -> bool {
         .is_some_and(|end| i64::try_from(end).is_ok())
 }
 
-/// The smallest bounce buffer that [`read_range`] works with, in bytes, for any file.
+/// The smallest bounce buffer that a [`RangeRead`] works with, in bytes, for any file.
 pub(crate) const BOUNCE_BYTES_MIN: usize = 2 * DIRECT_ALIGN_MAX;
+
+/// The size of a bounce buffer for a piece of any file and the blocks that it shares with its
+/// neighbours, in bytes.
+pub(crate) fn bounce_bytes(chunk_bytes: usize) -> usize {
+    chunk_bytes.saturating_add(BOUNCE_BYTES_MIN).next_multiple_of(DIRECT_ALIGN_MAX)
+}
 
 /// Reads the range at `offset` into `destination`, falling back to buffered reads for good if the
 /// file turns out to refuse direct ones. The range must satisfy [`fits_a_file`].
@@ -121,231 +127,249 @@ pub(crate) unsafe fn read_range(
     if destination.len == 0 {
         return Ok(());
     }
+    let mut range = RangeRead::new(file.alignment(), offset, destination);
+    range.use_bounce(bounce);
     loop {
-        let align = file.alignment();
-        let mut attempt = Attempt { file, align, offset, destination, moved };
-        // SAFETY: the caller's promise is passed on.
-        match unsafe { attempt.run(bounce) } {
-            Err(RangeError::Io(error))
-                if error.raw_os_error() == Some(libc::EINVAL) && align != DirectAlign::BUFFERED =>
-            {
-                file.fall_back("the file system refused a direct read").map_err(RangeError::Io)?;
-            }
-            other => return other,
+        // SAFETY: the segments lie in the destination and its slack, or in `bounce`, which is
+        // borrowed mutably.
+        let got = unsafe { read_at(file.as_std(), range.next_offset(), range.next()) };
+        // SAFETY: that was the read asked for, and it has ended.
+        if unsafe { range.took(file, got, moved) }? {
+            return Ok(());
         }
     }
 }
 
-/// One try at a range, at one alignment.
-struct Attempt<'a> {
-    file: &'a File,
-    align: DirectAlign,
+/// A range while it is read: says which read is next and takes what that read gave. It does no
+/// reading itself, so that threads and an asynchronous queue can share it.
+#[derive(Debug)]
+pub(crate) struct RangeRead {
     offset: u64,
     destination: Destination,
-    moved: &'a mut Moved,
+    align: DirectAlign,
+    shape: Shape,
+    /// Where what can't land in place goes.
+    bounce: Segment,
+    /// Where the window begins that is being read, from the start of the first block.
+    at: usize,
+    /// What the window consists of.
+    window: Segments,
+    /// Bytes of the window that have to arrive: fewer than it has, if the last block is not
+    /// wanted to its end.
+    needed: usize,
+    /// Whole blocks of the window that are there, in bytes.
+    done: usize,
 }
 
-/// A vectored read that puts whole blocks in place, and at most two into the bounce buffer.
-struct InPlace {
-    segments: [Segment; SEGMENTS_MAX],
-    count: usize,
+/// How the blocks of a range lie in memory.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    /// Bytes between the start of the first block and the first byte wanted.
+    head: usize,
+    /// Bytes between the last byte wanted and the end of the last block.
+    tail: usize,
     /// Bytes of the destination that arrive in the bounce buffer's first block.
     head_copy: usize,
     /// Bytes of the destination that arrive in the bounce buffer's second block.
     tail_copy: usize,
+    /// The whole blocks that land in place; none if everything has to be copied.
+    middle: Option<Segment>,
 }
 
-impl Attempt<'_> {
-    /// # Safety
-    /// See [`read_range`].
-    unsafe fn run(&mut self, bounce: &mut Buffer) -> Result<(), RangeError> {
-        match self.in_place(bounce) {
-            // SAFETY: passed on.
-            Some(plan) => unsafe { self.read_in_place(&plan, bounce) },
-            // SAFETY: passed on.
-            None => unsafe { self.read_through(bounce) },
-        }
-    }
-
-    /// Bytes between the start of the first block and the first byte wanted.
-    fn head(&self) -> usize {
-        let block = self.align.offset as u64;
-        usize::try_from(self.offset % block).unwrap_or(0) // less than a block: always fits
-    }
-
-    /// Bytes between the last byte wanted and the end of the last block.
-    fn tail(&self) -> usize {
-        let used = (self.head() + self.destination.len) % self.align.offset;
-        if used == 0 { 0 } else { self.align.offset - used }
-    }
-
-    /// Where the first block begins in the file.
-    fn start(&self) -> u64 {
-        self.offset - self.head() as u64
-    }
-
-    /// The vectored read, or `None` if no block can land in place.
-    fn in_place(&self, bounce: &mut Buffer) -> Option<InPlace> {
-        let Destination { ptr, len, slack } = self.destination;
-        let (head, tail, block) = (self.head(), self.tail(), self.align.offset);
-        // Bytes of the destination that don't land in place, at either end.
+impl Shape {
+    fn of(align: DirectAlign, offset: u64, destination: Destination) -> Shape {
+        let Destination { ptr, len, slack } = destination;
+        let block = align.offset;
+        let head = usize::try_from(offset % block as u64).unwrap_or(0); // less than a block
+        let used = (head + len) % block;
+        let tail = if used == 0 { 0 } else { block - used };
         let head_copy = if head <= slack.head { 0 } else { block - head };
         let tail_copy = if tail <= slack.tail { 0 } else { block - tail };
-        if head_copy + tail_copy >= len {
-            return None;
+        let mut shape = Shape { head, tail, head_copy, tail_copy, middle: None };
+        if head_copy + tail_copy < len {
+            let before = if head_copy == 0 { head } else { 0 };
+            let after = if tail_copy == 0 { tail } else { 0 };
+            // Wrapping, as these are addresses to look at; all that is written lies in the slack.
+            let middle = Segment {
+                ptr: ptr.wrapping_add(head_copy).wrapping_sub(before),
+                len: before + (len - head_copy - tail_copy) + after,
+            };
+            shape.middle = middle.ptr.addr().is_multiple_of(align.memory).then_some(middle);
         }
-        let (before, after) =
-            (if head_copy == 0 { head } else { 0 }, if tail_copy == 0 { tail } else { 0 });
-        // Wrapping, as these are addresses to look at; all that is written lies in the slack.
-        let middle = Segment {
-            ptr: ptr.wrapping_add(head_copy).wrapping_sub(before),
-            len: before + (len - head_copy - tail_copy) + after,
+        shape
+    }
+}
+
+impl RangeRead {
+    /// Begins to read the range at `offset`, which satisfies [`fits_a_file`] and isn't empty.
+    /// If it [needs](RangeRead::bounce_bytes) a bounce buffer, give it one before anything else.
+    pub(crate) fn new(align: DirectAlign, offset: u64, destination: Destination) -> RangeRead {
+        let mut range = RangeRead {
+            offset,
+            destination,
+            align,
+            shape: Shape::of(align, offset, destination),
+            bounce: Segment { ptr: std::ptr::null_mut(), len: 0 },
+            at: 0,
+            window: Segments::default(),
+            needed: 0,
+            done: 0,
         };
-        if !middle.ptr.addr().is_multiple_of(self.align.memory) {
-            return None;
-        }
-        let mut plan = InPlace { segments: [middle; SEGMENTS_MAX], count: 0, head_copy, tail_copy };
-        let bounce = bounce.as_mut_ptr();
-        if head_copy > 0 {
-            plan.push(Segment { ptr: bounce, len: block });
-        }
-        plan.push(middle);
-        if tail_copy > 0 {
-            plan.push(Segment { ptr: bounce.wrapping_add(block), len: block });
-        }
-        Some(plan)
+        range.open_window();
+        range
     }
 
-    /// # Safety
-    /// See [`read_range`].
-    unsafe fn read_in_place(&mut self, plan: &InPlace, bounce: &Buffer) -> Result<(), RangeError> {
-        let Destination { ptr, len, .. } = self.destination;
-        let head = self.head();
-        let segments = plan.segments.get(..plan.count).unwrap_or_default();
-        // SAFETY: the middle lies in the destination and its slack, the others in `bounce`.
-        let got = unsafe { self.fill(self.start(), segments, head + len) }?;
-        if got < head + len {
-            return Err(RangeError::Eof { got: got.saturating_sub(head) });
+    /// The size of the bounce buffer with which the range takes one read only; 0 if it needs none.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+    pub(crate) fn bounce_bytes(&self) -> usize {
+        let Shape { head, tail, head_copy, tail_copy, middle } = self.shape;
+        match middle {
+            Some(_) if head_copy + tail_copy == 0 => 0,
+            Some(_) => 2 * self.align.offset,
+            None => head + self.destination.len + tail,
         }
-        let block = self.align.offset;
-        // SAFETY: both copies stay inside a block of `bounce` and inside the destination, and the
-        // two memories don't overlap.
-        unsafe {
-            copy(bounce.as_ptr().wrapping_add(head), ptr, plan.head_copy);
-            copy(
-                bounce.as_ptr().wrapping_add(block),
-                ptr.wrapping_add(len - plan.tail_copy),
-                plan.tail_copy,
-            );
-        }
-        self.moved.bounced_bytes += (plan.head_copy + plan.tail_copy) as u64;
-        Ok(())
     }
 
-    /// Reads window after window into the bounce buffer and copies out of it.
+    /// Gives it a bounce buffer of two blocks at least, aligned to a block, which belongs to the
+    /// range until it is read.
+    pub(crate) fn use_bounce(&mut self, bounce: &mut Buffer) {
+        self.bounce = Segment { ptr: bounce.as_mut_ptr(), len: bounce.len() };
+        self.open_window();
+    }
+
+    /// The memory that the next read has to fill, in this order.
+    pub(crate) fn next(&self) -> Segments {
+        self.window.after(self.done)
+    }
+
+    /// Where in the file the next read begins.
+    pub(crate) fn next_offset(&self) -> u64 {
+        self.offset - self.shape.head as u64 + (self.at + self.done) as u64
+    }
+
+    /// Takes the number of bytes that the [next](RangeRead::next) read gave, 0 at the end of the
+    /// file, or its error. Whether the whole range is there now; if not, there is another read.
     ///
     /// # Safety
-    /// See [`read_range`].
-    unsafe fn read_through(&mut self, bounce: &mut Buffer) -> Result<(), RangeError> {
-        let Destination { ptr, len, .. } = self.destination;
-        let window_max = bounce.len() / self.align.offset * self.align.offset;
-        assert!(window_max > 0, "a bounce buffer holds a block at least");
-        let (head, end) = (self.head(), self.head() + len + self.tail());
-        let mut at = 0; // from the start of the first block
-        while at < end {
-            let window = window_max.min(end - at);
-            let needed = window.min(head + len - at);
-            let segment = Segment { ptr: bounce.as_mut_ptr(), len: window };
-            // SAFETY: `window` is no longer than `bounce`, which is borrowed mutably.
-            let got = unsafe { self.fill(self.start() + at as u64, &[segment], needed) }?;
-            if got < needed {
-                return Err(RangeError::Eof { got: (at + got).saturating_sub(head) });
-            }
-            let skip = head.saturating_sub(at);
-            let to = (at + skip) - head;
-            // SAFETY: `skip..needed` lies in the window, and its bytes belong at `to` of the
-            // destination, which ends at `head + len` in this count; the memories are distinct.
-            unsafe { copy(bounce.as_ptr().wrapping_add(skip), ptr.wrapping_add(to), needed - skip) }
-            self.moved.bounced_bytes += (needed - skip) as u64;
-            at += window;
-        }
-        Ok(())
-    }
-
-    /// Reads into `segments` until `needed` bytes from `start` on are there; the bytes that are,
-    /// which is fewer only if the file ends.
-    ///
-    /// # Safety
-    /// The segments must be valid for writes, and nobody else may touch them during the call.
-    unsafe fn fill(
+    /// The read is the one asked for, and nothing writes to destination, slack or bounce buffer
+    /// any more.
+    pub(crate) unsafe fn took(
         &mut self,
-        start: u64,
-        segments: &[Segment],
-        needed: usize,
-    ) -> Result<usize, RangeError> {
-        let block = self.align.offset;
-        let mut done = 0; // whole blocks
-        loop {
-            let (rest, count) = after(segments, done);
-            let rest = rest.get(..count).unwrap_or_default();
-            // SAFETY: `rest` is a part of `segments`.
-            let read = unsafe { read_at(self.file.as_std(), start + done as u64, rest) };
-            let got = read.map_err(RangeError::Io)?;
-            self.moved.system_calls += 1;
-            self.moved.read_bytes += got as u64;
-            let reached = done + got;
-            if got == 0 || reached >= needed {
-                return Ok(reached);
+        file: &File,
+        got: io::Result<usize>,
+        moved: &mut Moved,
+    ) -> Result<bool, RangeError> {
+        let got = match got {
+            Ok(got) => got,
+            Err(error) => return self.failed(file, error),
+        };
+        moved.system_calls += 1;
+        moved.read_bytes += got as u64;
+        let reached = self.done + got;
+        if got > 0 && reached < self.needed {
+            let whole = reached / self.align.offset * self.align.offset;
+            if whole > self.done {
+                self.done = whole;
+                return Ok(false);
             }
-            let whole = reached / block * block;
-            if whole == done {
-                // Less than a block: the end of the file, or a file system that answers direct
-                // reads with odd lengths, which has to be read through the page cache.
-                let size = self.file.size_now().map_err(RangeError::Io)?;
-                if start + reached as u64 >= size {
-                    return Ok(reached);
+            // Less than a block: the end of the file, or a file system that answers direct reads
+            // with odd lengths, which has to be read through the page cache.
+            let size = file.size_now().map_err(RangeError::Io)?;
+            if self.next_offset() + (got as u64) < size {
+                return self.failed(file, io::Error::from_raw_os_error(libc::EINVAL));
+            }
+        }
+        if reached < self.needed {
+            return Err(RangeError::Eof {
+                got: (self.at + reached).saturating_sub(self.shape.head),
+            });
+        }
+        // SAFETY: the window has arrived, and passed on.
+        Ok(unsafe { self.close_window(moved) })
+    }
+
+    /// Begins again with buffered reads if that may help.
+    fn failed(&mut self, file: &File, error: io::Error) -> Result<bool, RangeError> {
+        let is_refusal = error.raw_os_error() == Some(libc::EINVAL);
+        if !is_refusal || self.align == DirectAlign::BUFFERED {
+            return Err(RangeError::Io(error));
+        }
+        file.fall_back("the file system refused a direct read").map_err(RangeError::Io)?;
+        *self = RangeRead::new(DirectAlign::BUFFERED, self.offset, self.destination);
+        Ok(false)
+    }
+
+    /// Decides what is read next, at `at`: everything, whole blocks in place and at most two into
+    /// the bounce buffer, or as much as fits into the bounce buffer.
+    fn open_window(&mut self) {
+        let Shape { head, tail, head_copy, tail_copy, middle } = self.shape;
+        let (block, wanted) = (self.align.offset, head + self.destination.len);
+        self.window = Segments::default();
+        self.done = 0;
+        match middle {
+            Some(middle) => {
+                if head_copy > 0 {
+                    self.window.push(Segment { ptr: self.bounce.ptr, len: block });
                 }
-                return Err(RangeError::Io(io::Error::from_raw_os_error(libc::EINVAL)));
+                self.window.push(middle);
+                if tail_copy > 0 {
+                    let ptr = self.bounce.ptr.wrapping_add(block);
+                    self.window.push(Segment { ptr, len: block });
+                }
+                self.needed = wanted;
             }
-            done = whole;
+            None => {
+                let room = self.bounce.len / block * block;
+                let len = room.min(wanted + tail - self.at);
+                self.window.push(Segment { ptr: self.bounce.ptr, len });
+                self.needed = len.min(wanted - self.at);
+            }
         }
     }
-}
 
-impl InPlace {
-    fn push(&mut self, segment: Segment) {
-        if let Some(place) = self.segments.get_mut(self.count) {
-            *place = segment;
-            self.count += 1;
+    /// Copies what didn't land in place, and opens the next window; whether there was none left.
+    ///
+    /// # Safety
+    /// The needed bytes of the window have arrived, and nothing writes to the memory any more.
+    unsafe fn close_window(&mut self, moved: &mut Moved) -> bool {
+        let Destination { ptr, len, .. } = self.destination;
+        let Shape { head, tail, head_copy, tail_copy, middle } = self.shape;
+        let bounce = self.bounce.ptr.cast_const();
+        if middle.is_some() {
+            let last = bounce.wrapping_add(self.align.offset);
+            // SAFETY: both copies stay inside a block of the bounce buffer and inside the
+            // destination, and the two memories don't overlap. Without a bounce buffer both
+            // are empty.
+            unsafe {
+                copy(bounce.wrapping_add(head), ptr, head_copy);
+                copy(last, ptr.wrapping_add(len - tail_copy), tail_copy);
+            }
+            moved.bounced_bytes += (head_copy + tail_copy) as u64;
+            return true;
         }
-    }
-}
-
-/// `segments` without their first `done` bytes, and how many are left.
-fn after(segments: &[Segment], done: usize) -> ([Segment; SEGMENTS_MAX], usize) {
-    let mut rest = [Segment { ptr: std::ptr::null_mut(), len: 0 }; SEGMENTS_MAX];
-    let mut count = 0;
-    let mut skip = done;
-    for segment in segments {
-        let here = skip.min(segment.len);
-        skip -= here;
-        if here < segment.len
-            && let Some(place) = rest.get_mut(count)
-        {
-            let ptr = segment.ptr.wrapping_add(here);
-            *place = Segment { ptr, len: segment.len - here };
-            count += 1;
+        let skip = head.saturating_sub(self.at);
+        let (to, count) = (self.at + skip - head, self.needed - skip);
+        // SAFETY: `skip..needed` lies in the window, and its bytes belong at `to` of the
+        // destination, which ends at `head + len` in this count; the memories are distinct.
+        unsafe { copy(bounce.wrapping_add(skip), ptr.wrapping_add(to), count) }
+        moved.bounced_bytes += count as u64;
+        self.at += self.window.bytes();
+        if self.at >= head + len + tail {
+            return true;
         }
+        self.open_window();
+        false
     }
-    (rest, count)
 }
 
 /// # Safety
-/// `from..from + len` must be readable, `to..to + len` writable, and they must not overlap; null
-/// is no pointer even when `len` is 0, but may dangle.
+/// `from..from + len` must be readable, `to..to + len` writable, and they must not overlap; if
+/// `len` is 0, any address will do.
 unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: as promised by the caller.
-    unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
+    if len > 0 {
+        // SAFETY: as promised by the caller.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
+    }
 }
 
 #[cfg(test)]
@@ -437,25 +461,5 @@ mod tests {
             check(Access::Direct, 100, offset, len, false);
             check(Access::Buffered, 100, offset, len, false);
         }
-    }
-
-    #[test]
-    fn segments_are_skipped_in_order() {
-        let mut memory = [0u8; 30];
-        let base = memory.as_mut_ptr();
-        let of = |at: usize, len| Segment { ptr: base.wrapping_add(at), len };
-        let check = |done, expected: &[(usize, usize)]| {
-            let (rest, count) = after(&[of(0, 10), of(10, 5), of(15, 15)], done);
-            let rest: Vec<_> = rest[..count]
-                .iter()
-                .map(|segment| (segment.ptr.addr() - base.addr(), segment.len))
-                .collect();
-            assert_eq!(rest, expected, "after {done}");
-        };
-        check(0, &[(0, 10), (10, 5), (15, 15)]);
-        check(4, &[(4, 6), (10, 5), (15, 15)]);
-        check(10, &[(10, 5), (15, 15)]);
-        check(29, &[(29, 1)]);
-        check(30, &[]);
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
-use super::{Opened, Segment, read_at};
+use super::{Opened, Segment, Segments, read_at};
 use crate::{Buffer, DirectAlign};
 
 /// `f_type` of file systems that live in memory: there `O_DIRECT` may be accepted, but there is
@@ -78,9 +78,10 @@ fn alignment_tried(file: &fs::File) -> Result<DirectAlign, String> {
         // One address that is a multiple of `align`, but of no larger power of two.
         let mut memory = Buffer::aligned(2 * align, 2 * align).map_err(|e| e.to_string())?;
         let Some(block) = memory.as_mut_slice().get_mut(align..) else { continue };
-        let segment = Segment { ptr: block.as_mut_ptr(), len: align };
+        let mut segments = Segments::default();
+        segments.push(Segment { ptr: block.as_mut_ptr(), len: align });
         // SAFETY: the segment is the second half of `memory`, which nobody else uses.
-        match unsafe { read_at(file, align as u64, &[segment]) } {
+        match unsafe { read_at(file, align as u64, segments) } {
             Ok(_) => return Ok(DirectAlign { offset: align, memory: align }),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) => return Err(format!("a direct read failed: {error}")),

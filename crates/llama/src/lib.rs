@@ -10,6 +10,7 @@
 //! No policy lives here: which bytes are kept, and when they are read, is decided elsewhere.
 
 mod abi;
+pub mod calibrate;
 mod context;
 mod cookie;
 mod cpu;
@@ -18,6 +19,7 @@ mod model;
 pub mod plain;
 pub mod process;
 pub mod quants;
+mod repack;
 mod sampler;
 mod threads;
 pub mod tiered;
@@ -30,6 +32,7 @@ use std::sync::OnceLock;
 pub use context::{BatchToken, Context, ContextError, ContextParams, DecodeError, FlashAttention};
 pub use log::take_error as take_log_error;
 pub use model::{Layout, LoadError, Model, ModelInfo};
+pub use repack::{RepackError, Repacker};
 pub use sampler::{Sampler, SamplerParams};
 pub use threads::Threadpool;
 pub use vocab::{Token, Vocab};

@@ -85,11 +85,13 @@ impl Residency for Naive {
             };
             for part in (0..8u8).filter(|p| parts & !have & (1 << p) != 0) {
                 let (offset, bytes) = self.parts[&(layer, part)];
-                let mut buffer = self.memory.lend_slot(pool, part, slot).unwrap();
+                let mut lent = self.memory.lend_slot(pool, part, slot).unwrap();
+                assert_eq!((lent.head, lent.tail), (32, 32));
+                let slice = &mut lent.buffer.as_mut_slice()[lent.head..][..bytes];
                 let from = offset + u64::from(expert) * bytes as u64;
-                io::read_exact_at(&self.file, from, buffer.as_mut_slice()).unwrap();
+                io::read_exact_at(&self.file, from, slice).unwrap();
                 if self.corrupt {
-                    buffer.as_mut_slice()[bytes / 2] ^= 0x55;
+                    slice[bytes / 2] ^= 0x55;
                 }
             }
             held.push((layer, expert, slot, have | parts));
@@ -103,6 +105,10 @@ impl Residency for Naive {
     }
 
     fn wait(&mut self, _: u32, _: u8) -> Result<(), ResidencyError> {
+        Ok(())
+    }
+
+    fn wait_for_one(&mut self, _: u32, _: u8) -> Result<(), ResidencyError> {
         Ok(())
     }
 
@@ -201,6 +207,11 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
         ring_bytes: 0,
         n_ubatch: 32,
         n_used_max: 4,
+        // Slots that do not follow each other closely.
+        block: 64,
+        phases: (0..u32::try_from(classes.len()).unwrap())
+            .flat_map(|pool| (0..8).map(move |part| ((pool, part), 32)))
+            .collect(),
     };
     let memory = StreamMemory::new(&loaded, &spec).unwrap();
     let counts = Arc::new(std::sync::Mutex::new(Counts::default()));

@@ -224,7 +224,6 @@ mod tests {
             row_bytes: 1,
             largest_tensor_bytes: 0,
             expert_width: 0,
-            active_elements: 0,
         }
     }
 

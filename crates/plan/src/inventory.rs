@@ -102,8 +102,6 @@ pub(crate) struct Inventory {
     pub(crate) row_bytes: u64,
     pub(crate) largest_tensor_bytes: u64,
     pub(crate) expert_width: u64,
-    /// Elements of all weights that a token is multiplied with.
-    pub(crate) active_elements: u64,
 }
 
 impl Inventory {
@@ -134,7 +132,6 @@ impl Inventory {
             row_bytes: total(of_kind(Kind::Rows).map(|t| t.bytes / t.dims[1].max(1))),
             largest_tensor_bytes: resident_candidates.map(|t| t.bytes).max().unwrap_or(0),
             expert_width: expert_width(model, &layers),
-            active_elements: active_elements(model, &kinds, &layers, has_output),
             kinds,
             layers,
             classes,
@@ -300,16 +297,4 @@ fn expert_width(model: &Model, layers: &[Layer]) -> u64 {
         })
     };
     parts.filter_map(width).max().unwrap_or(0)
-}
-
-fn active_elements(model: &Model, kinds: &[Kind], layers: &[Layer], has_output: bool) -> u64 {
-    let elements = |tensor: &Tensor| crate::number::product(tensor.dims);
-    total(model.tensors.iter().zip(kinds).map(|(tensor, kind)| match kind {
-        Kind::Fixed if tensor.role == Role::TokenEmbedding && has_output => 0,
-        Kind::Fixed | Kind::Dense => elements(tensor),
-        Kind::Rows | Kind::Unused => 0,
-        Kind::Expert(layer) => layers.get(*layer).map_or(0, |layer| {
-            (elements(tensor) / layer.n_experts.max(1)).saturating_mul(layer.n_used)
-        }),
-    }))
 }

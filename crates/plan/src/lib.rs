@@ -32,10 +32,13 @@ mod request;
 mod speed;
 
 pub use explain::{BudgetRow, Explanation, PoolRow, RoleRow, Tier, TierBar, explain};
-pub use machine::{BandwidthPoint, Machine};
+pub use machine::{BandwidthPoint, ComputeRate, Machine};
 pub use plan::{
     Breakdown, ExpertLayer, ExpertTensor, Mode, Part, Placement, Plan, PlanError, Pool, PoolPart,
 };
 pub use planner::plan;
 pub use request::{KvType, Layout, Request};
-pub use speed::{HIT_RATE_CURVE, Limit, Speed, assumed_hit_rate};
+pub use speed::{
+    Forecast, HIT_RATE_CURVE, Limit, Product, Routing, Speed, WeightUse, assumed_hit_rate,
+    forecast, weight_uses,
+};

@@ -1,6 +1,10 @@
 //! What a plan has to know of the machine.
 
+use hypura_gguf::GgmlType;
 use serde::{Deserialize, Serialize};
+
+use crate::request::Layout;
+use crate::speed::Product;
 
 /// A machine as it was measured, or as it is described. A rate of 0 means not measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -11,14 +15,44 @@ pub struct Machine {
     pub cores: u32,
     /// Bandwidth of the drive that holds the model, at several read sizes and depths.
     pub storage: Vec<BandwidthPoint>,
+    /// Whether the drive was measured just now. What was measured earlier says less: drives are
+    /// shared, and have good and bad hours.
+    #[serde(default)]
+    pub storage_is_fresh: bool,
     /// Seconds that one small random read takes.
     pub read_latency_s: f64,
-    /// Bytes per second that all cores together copy in memory.
-    pub copy_bytes_per_s: f64,
-    /// Bytes of weights per second that one token's matrix-vector products get through.
-    pub decode_weight_bytes_per_s: f64,
-    /// Floating-point operations per second of a batch's matrix products.
+    /// How fast matrix products are.
+    #[serde(default)]
+    pub compute: Vec<ComputeRate>,
+    /// Seconds that a step of a graph takes, however little it computes.
+    #[serde(default)]
+    pub step_s: f64,
+}
+
+/// How fast matrix products with weights of one kind are, on all cores together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ComputeRate {
+    /// Name of the type, such as `Q4_K`.
+    pub ty: String,
+    /// How the weights lie.
+    pub layout: Layout,
+    /// The kind of product.
+    pub product: Product,
+    /// Elements of a row of the weights that were measured.
+    pub n_in: u64,
+    /// Bytes of weights per second that one token's products get through.
+    pub decode_bytes_per_s: f64,
+    /// Operations per second of a prompt's products: two per weight and token.
     pub prompt_flops_per_s: f64,
+}
+
+/// The rates to reckon with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Rates {
+    pub(crate) decode_bytes_per_s: f64,
+    pub(crate) prompt_flops_per_s: f64,
+    /// Whether just this kind of product was measured.
+    pub(crate) is_measured: bool,
 }
 
 /// Bandwidth at one read size and depth.
@@ -34,12 +68,13 @@ pub struct BandwidthPoint {
 
 /// What a slow NVMe drive reads, for a machine whose drive was not measured.
 pub(crate) const ASSUMED_STORAGE_BYTES_PER_S: f64 = 1e9;
-/// What two cores stream through matrix-vector products, for a machine that was not measured.
-pub(crate) const ASSUMED_DECODE_BYTES_PER_S: f64 = 1e10;
-/// What two cores with AVX2 do in quantized matrix products, for a machine that was not measured.
-pub(crate) const ASSUMED_PROMPT_FLOPS: f64 = 1e11;
-/// What one core copies, for a machine that was not measured.
-pub(crate) const ASSUMED_COPY_BYTES_PER_S: f64 = 5e9;
+/// What one core streams through matrix-vector products, for a machine that was not measured: seen
+/// on x86-64 cores with AVX2 and slow memory. Faster ones do twice as much.
+pub(crate) const ASSUMED_DECODE_BYTES_PER_S_PER_CORE: f64 = 5e9;
+/// What one core with AVX2 does in quantized matrix products, for a machine that was not measured.
+pub(crate) const ASSUMED_PROMPT_FLOPS_PER_CORE: f64 = 4e10;
+/// What a step of a graph takes, for a machine that was not measured.
+pub(crate) const ASSUMED_STEP_S: f64 = 1e-6;
 
 /// What a budget leaves free by default: this share of the free memory ...
 const MARGIN_SHARE: u64 = 10;
@@ -56,13 +91,27 @@ impl Machine {
     /// Bytes per second of reads of `read_bytes`, `depth` at a time; `None` if the drive was not
     /// measured.
     ///
-    /// It takes the measurements of the largest depth up to `depth` (or else the smallest), goes
-    /// straight from point to point over the logarithm of the size, and keeps the last bandwidth for
-    /// larger reads. Reads smaller than the smallest measured one take as long as that one.
+    /// It goes straight from point to point over the logarithms of size and depth, and keeps the
+    /// last bandwidth for larger reads and for depths beyond the measured ones. Reads smaller than
+    /// the smallest measured one take as long as that one.
     pub fn storage_bytes_per_s(&self, read_bytes: u64, depth: u32) -> Option<f64> {
         let usable = |point: &&BandwidthPoint| point.bytes_per_s > 0.0 && point.read_bytes > 0;
-        let depths = self.storage.iter().filter(usable).map(|point| point.depth);
-        let depth = depths.clone().filter(|&d| d <= depth).max().or_else(|| depths.min())?;
+        let depths = || self.storage.iter().filter(usable).map(|point| point.depth);
+        let below = depths().filter(|&d| d <= depth).max().or_else(|| depths().min())?;
+        let above = depths().filter(|&d| d >= depth).min().or_else(|| depths().max())?;
+        let low = self.storage_at(read_bytes, below)?;
+        if above <= below {
+            return Some(low);
+        }
+        let high = self.storage_at(read_bytes, above)?;
+        let span = (f64::from(above) / f64::from(below.max(1))).ln();
+        let at = (f64::from(depth.max(1)) / f64::from(below.max(1))).ln() / span;
+        Some(low + (high - low) * at.clamp(0.0, 1.0))
+    }
+
+    /// As above, at a depth that was measured.
+    fn storage_at(&self, read_bytes: u64, depth: u32) -> Option<f64> {
+        let usable = |point: &&BandwidthPoint| point.bytes_per_s > 0.0 && point.read_bytes > 0;
         let mut points: Vec<&BandwidthPoint> =
             self.storage.iter().filter(usable).filter(|point| point.depth == depth).collect();
         points.sort_by_key(|point| point.read_bytes);
@@ -83,13 +132,53 @@ impl Machine {
         Some(last.bytes_per_s)
     }
 
+    /// Bytes per second of long reads in order, many at a time, measured or assumed.
+    pub(crate) fn stream_bytes_per_s(&self) -> f64 {
+        let measured = self.storage_bytes_per_s(1 << 20, 16).unwrap_or(0.0);
+        or_assumed(measured, ASSUMED_STORAGE_BYTES_PER_S)
+    }
+
+    /// Operations per second of a prompt's products of whatever kind: the slowest that was measured,
+    /// or what is assumed.
+    pub(crate) fn prompt_flops_per_s(&self) -> f64 {
+        let measured = self.compute.iter().map(|rate| rate.prompt_flops_per_s);
+        let slowest = measured.filter(|&rate| rate > 0.0).min_by(f64::total_cmp);
+        let cores = f64::from(self.cores.max(1));
+        slowest.unwrap_or(cores * ASSUMED_PROMPT_FLOPS_PER_CORE)
+    }
+
+    /// The rates of one kind of product: measured with rows of about this length; else those of the
+    /// same type in another layout or product; else assumed.
+    pub(crate) fn rates(&self, ty: GgmlType, layout: Layout, product: Product, n_in: u64) -> Rates {
+        let usable = |rate: &&ComputeRate| {
+            rate.ty == ty.name() && rate.decode_bytes_per_s > 0.0 && rate.prompt_flops_per_s > 0.0
+        };
+        let distance =
+            |rate: &ComputeRate| (rate.n_in.max(1) as f64 / n_in.max(1) as f64).ln().abs();
+        let nearest = |a: &&ComputeRate, b: &&ComputeRate| distance(a).total_cmp(&distance(b));
+        let of_type = self.compute.iter().filter(usable);
+        let same = of_type.clone().filter(|rate| (rate.layout, rate.product) == (layout, product));
+        if let Some(rate) = same.min_by(nearest) {
+            let &ComputeRate { decode_bytes_per_s, prompt_flops_per_s, .. } = rate;
+            return Rates { decode_bytes_per_s, prompt_flops_per_s, is_measured: true };
+        }
+        if let Some(rate) = of_type.min_by(nearest) {
+            let &ComputeRate { decode_bytes_per_s, prompt_flops_per_s, .. } = rate;
+            return Rates { decode_bytes_per_s, prompt_flops_per_s, is_measured: false };
+        }
+        let cores = f64::from(self.cores.max(1));
+        Rates {
+            decode_bytes_per_s: cores * ASSUMED_DECODE_BYTES_PER_S_PER_CORE,
+            prompt_flops_per_s: cores * ASSUMED_PROMPT_FLOPS_PER_CORE,
+            is_measured: false,
+        }
+    }
+
     /// What was not measured, in words; empty if everything was.
     pub(crate) fn unmeasured(&self) -> Vec<&'static str> {
         [
             (self.storage_bytes_per_s(1, 1).is_none(), "the drive"),
-            (self.decode_weight_bytes_per_s <= 0.0, "the speed of decoding"),
-            (self.prompt_flops_per_s <= 0.0, "the speed of prompts"),
-            (self.copy_bytes_per_s <= 0.0, "the speed of copying"),
+            (self.compute.is_empty(), "the speed of computing"),
         ]
         .into_iter()
         .filter_map(|(is_missing, what)| is_missing.then_some(what))
@@ -136,8 +225,42 @@ mod tests {
         check(1 << 16, 1, 1.05e9);
         check(1 << 30, 1, 2e9);
         check(1 << 12, 64, 8e8);
-        check(1 << 12, 7, 1e8);
+        // A third of the way from 1 to 8, by logarithms.
+        check(1 << 12, 2, 1e8 + 7e8 / 3.0);
+        check(1 << 20, 4, 2e9 + 1e9 * 2.0 / 3.0);
         check(1 << 20, 8, 3e9);
         assert_eq!(Machine::default().storage_bytes_per_s(1, 1), None);
+    }
+
+    #[test]
+    fn rates_of_the_nearest_kind() {
+        let rate = |ty: &str, layout, product, n_in, decode_bytes_per_s| ComputeRate {
+            ty: ty.to_owned(),
+            layout,
+            product,
+            n_in,
+            decode_bytes_per_s,
+            prompt_flops_per_s: 10.0 * decode_bytes_per_s,
+        };
+        let machine = Machine {
+            cores: 2,
+            compute: vec![
+                rate("Q4_K", Layout::Plain, Product::Matrix, 256, 1.0),
+                rate("Q4_K", Layout::Plain, Product::Matrix, 4096, 2.0),
+                rate("Q4_K", Layout::Fast, Product::Matrix, 4096, 3.0),
+                rate("Q6_K", Layout::Plain, Product::Experts, 512, 0.0),
+            ],
+            ..Machine::default()
+        };
+        let check = |ty, layout, product, n_in, expected: (f64, bool)| {
+            let rates = machine.rates(ty, layout, product, n_in);
+            assert_eq!((rates.decode_bytes_per_s, rates.is_measured), expected, "{ty} {n_in}");
+        };
+        let (q4, q6) = (GgmlType::Q4_K, GgmlType::Q6_K);
+        check(q4, Layout::Plain, Product::Matrix, 300, (1.0, true));
+        check(q4, Layout::Plain, Product::Matrix, 2048, (2.0, true));
+        check(q4, Layout::Fast, Product::Matrix, 1, (3.0, true));
+        check(q4, Layout::Plain, Product::Experts, 256, (1.0, false));
+        check(q6, Layout::Plain, Product::Experts, 512, (1e10, false));
     }
 }

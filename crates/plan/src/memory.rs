@@ -14,9 +14,9 @@ use crate::request::Request;
 pub const BASE_BYTES: u64 = 40 << 20;
 /// One entry of the vocabulary in llama.cpp: its text, its token data, two hash tables, merges.
 pub const VOCABULARY_ENTRY_BYTES: u64 = 200;
-/// Buffers for direct reads: a pool of eight threads, each with a piece of 1 MiB and the blocks around
-/// it, rounded up.
-pub const IO_BUFFERS_BYTES: u64 = 10 << 20;
+/// Buffers of a read engine for what can't land in place: those of `hypura_io::EngineConfig`'s default
+/// (eight pieces of 1 MiB, the blocks around them, and small ones), rounded up.
+pub const IO_BUFFERS_BYTES: u64 = 11 << 20;
 /// Scratch of one thread in ggml's CPU backend: 512 KiB of its tiled matrix product (`tiled.h`), and
 /// as much again for flash attention's tiles (`ggml_graph_plan` in `ggml-cpu.c`).
 pub const THREAD_SCRATCH_BYTES: u64 = 1 << 20;

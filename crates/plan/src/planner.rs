@@ -2,25 +2,30 @@
 
 mod why;
 
-use hypura_gguf::{Hparams, Model};
+use hypura_gguf::{Hparams, Model, Role};
 
 use crate::allocate::{Allocation, allocate, smallest};
 use crate::inventory::{Inventory, Kind};
 use crate::kv::CTX_ALIGN_TOKENS;
 use crate::machine::Machine;
 use crate::memory::{IO_BUFFERS_BYTES, Scratch, Widths, base_bytes};
-use crate::number::{pad, total};
+use crate::number::{pad, product, total};
 use crate::plan::{
     Breakdown, ExpertLayer, ExpertTensor, Mode, Placement, Plan, PlanError, Pool, PoolPart,
 };
 use crate::request::{KvType, Layout, Request};
-use crate::speed::speed;
+use crate::speed::{Speed, planned_speed};
 
 /// Micro-batches that the planner chooses from are multiples of this, up to `UBATCH_MAX`: fine
 /// enough that little of a batch's share of memory is left unused.
 const UBATCH_STEP: u32 = 32;
 /// Beyond this a larger micro-batch gains little: products are bound by arithmetic.
 const UBATCH_MAX: u32 = 512;
+/// Where every token needs every weight, a micro-batch needs no more tokens than it takes to compute
+/// for this many times as long as its reads take; but at least `UBATCH_DENSE_MIN`, where products
+/// become bound by arithmetic. A larger one would take memory that weights could have.
+const UBATCH_HIDES: f64 = 1.5;
+const UBATCH_DENSE_MIN: u32 = 64;
 /// Micro-batches get one part in this many of what the budget has beyond the smallest one.
 const SCRATCH_SHARE: u64 = 8;
 /// If the CPU's row mappings for one pool of all layers took more than one part in this many of the
@@ -44,6 +49,7 @@ pub fn plan(model: &Model, machine: &Machine, request: &Request) -> Result<Plan,
 }
 
 struct Planner<'a> {
+    model: &'a Model,
     machine: &'a Machine,
     request: &'a Request,
     inventory: Inventory,
@@ -51,6 +57,8 @@ struct Planner<'a> {
     n_ctx: u32,
     n_ctx_why: String,
     base: u64,
+    /// Elements of all matrices that a token is multiplied with in a dense model.
+    n_weights: u64,
 }
 
 /// How slots of a class are pooled.
@@ -99,6 +107,14 @@ impl<'a> Planner<'a> {
         Ok(Self {
             widths: Widths::of(model, &hparams, &inventory),
             base: base_bytes(&hparams),
+            n_weights: total(
+                model
+                    .tensors
+                    .iter()
+                    .filter(|tensor| tensor.role != Role::TokenEmbedding)
+                    .map(|tensor| product(tensor.dims)),
+            ),
+            model,
             machine,
             request,
             inventory,
@@ -172,9 +188,15 @@ impl<'a> Planner<'a> {
         let least = self.smallest_scratch().total();
         let most = self.largest_scratch().max(least);
         let beyond = budget.saturating_sub(smallest_bytes);
-        let share = least.saturating_add(beyond / SCRATCH_SHARE).min(most);
-
-        let weights = budget.saturating_sub(self.overhead()).saturating_sub(share);
+        let share = match self.request.measured_other_bytes {
+            Some(_) => most,
+            None => least.saturating_add(beyond / SCRATCH_SHARE).min(most),
+        };
+        let other = self
+            .request
+            .measured_other_bytes
+            .unwrap_or_else(|| self.overhead().saturating_add(share));
+        let weights = budget.saturating_sub(other);
         let weights = self.request.weights_memory_bytes.map_or(weights, |cap| cap.min(weights));
         let resident_max =
             budget.saturating_sub(self.overhead()).saturating_sub(self.load_transient());
@@ -184,7 +206,9 @@ impl<'a> Planner<'a> {
             allocation = allocate(&self.inventory, weights, resident_max, slots_max);
         }
 
-        let candidates = self.ubatches_from_largest().flat_map(|n_ubatch| {
+        let most_tokens = self.streaming_ubatch_max();
+        let ubatches = self.ubatches_from_largest().filter(move |&n| n <= most_tokens);
+        let candidates = ubatches.flat_map(|n_ubatch| {
             let poolings = self.poolings(&allocation, n_ubatch);
             poolings.into_iter().flatten().map(move |pooling| (n_ubatch, pooling))
         });
@@ -240,7 +264,7 @@ impl<'a> Planner<'a> {
 
     /// What the largest micro-batch needs with a pool for each layer and passes in all of them.
     fn largest_scratch(&self) -> u64 {
-        self.scratch(self.ubatch_max(), self.experts_max(), true).total()
+        self.scratch(self.streaming_ubatch_max(), self.experts_max(), true).total()
     }
 
     /// Whether the smallest micro-batch fits into `share`, with one pool or with many. It is judged
@@ -333,6 +357,27 @@ impl<'a> Planner<'a> {
         (0..=(max - min) / UBATCH_STEP).map(move |step| max - step * UBATCH_STEP)
     }
 
+    /// The largest micro-batch worth its memory: for a dense model the smallest one that hides its
+    /// reads behind computing, as a power of two, so that a slightly different measurement gives the
+    /// same plan.
+    fn streaming_ubatch_max(&self) -> u32 {
+        let most = self.ubatch_max();
+        if !self.inventory.classes.is_empty() || self.request.ubatch_tokens.is_some() {
+            return most;
+        }
+        let least = self.scratch(UBATCH_DENSE_MIN.min(most), 0, false).total();
+        let weights = self.request.memory_bytes.saturating_sub(self.overhead() + least);
+        let missing = self.inventory.used_bytes.saturating_sub(weights);
+        let read_s = missing as f64 / self.machine.stream_bytes_per_s();
+        let flops_per_token = 2.0 * self.n_weights as f64;
+        let token_s = flops_per_token / self.machine.prompt_flops_per_s();
+        let mut tokens = UBATCH_DENSE_MIN;
+        while tokens < most && f64::from(tokens) * token_s < UBATCH_HIDES * read_s {
+            tokens *= 2;
+        }
+        tokens.min(most)
+    }
+
     fn ubatch_min(&self) -> u32 {
         self.request.ubatch_tokens.unwrap_or(UBATCH_STEP)
     }
@@ -351,7 +396,7 @@ impl<'a> Planner<'a> {
         } else {
             draft.allocation.resident_bytes(inventory)
         };
-        let bytes = Breakdown {
+        let mut bytes = Breakdown {
             resident_weights,
             expert_slots: pools
                 .iter()
@@ -363,8 +408,10 @@ impl<'a> Planner<'a> {
             io_buffers: IO_BUFFERS_BYTES,
             base: self.base,
         };
-        let n_ubatch = u64::from(draft.n_ubatch);
-        let speed = speed(inventory, &draft.allocation, self.machine, n_ubatch, !is_resident);
+        if let Some(other) = self.request.measured_other_bytes {
+            let rest = total([bytes.kv, bytes.work, bytes.io_buffers, bytes.base]);
+            bytes.compute = other.saturating_sub(rest);
+        }
         let pool_of_layer = |index: usize| {
             let layer = inventory.layers.get(index)?;
             let pools: &Vec<u32> = pools_of_class.get(layer.class)?;
@@ -383,11 +430,13 @@ impl<'a> Planner<'a> {
             n_ubatch: draft.n_ubatch,
             load_peak_bytes: self.load_peak(resident_weights),
             bytes,
-            speed,
+            speed: Speed::default(),
             why: Vec::new(),
             smallest_bytes,
             budget_bytes: self.request.memory_bytes,
         };
+        let (machine, layout) = (self.machine, self.request.layout);
+        plan.speed = planned_speed(self.model, inventory, &plan, machine, layout);
         plan.why = self.reasons(&plan, &draft);
         plan
     }

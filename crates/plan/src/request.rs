@@ -28,6 +28,9 @@ pub struct Request {
     pub layout: Layout,
     /// Whether attention is computed without storing its score matrix.
     pub flash_attention: bool,
+    /// What everything but weights was measured to take with this micro-batch, in bytes, in place
+    /// of the estimate; only for plans that stream.
+    pub measured_other_bytes: Option<u64>,
     /// Names of tensors that must be resident, whatever could be done with them otherwise.
     pub pinned: Vec<String>,
 }
@@ -47,6 +50,7 @@ impl Default for Request {
             full_sliding_windows: false,
             layout: Layout::Plain,
             flash_attention: true,
+            measured_other_bytes: None,
             pinned: Vec::new(),
         }
     }

@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 
 use hypura_io::File;
 
+use crate::compute;
 use crate::host::{Host, ProbeError, System};
 use crate::storage::{Effort, Storage, StorageError, probe_storage};
 use crate::{
-    Cpu, Device, Memory, MemoryCopy, Profile, VERSION, probe_cpu, probe_memory, probe_memory_copy,
+    Compute, ComputeStep, Cpu, Device, Memory, MemoryCopy, Profile, VERSION, probe_cpu,
+    probe_memory, probe_memory_copy,
 };
 
 /// Measurements older than this are repeated: 30 days, in seconds.
@@ -112,10 +114,19 @@ fn load_or_measure(query: &Query<'_>, measure: &dyn Measure) -> Result<Loaded, P
     let (cpu, memory) = (probe_cpu()?, probe_memory()?);
     let hostname = System.read(Path::new("/proc/sys/kernel/hostname")).unwrap_or_default();
     let machine = machine(&cpu, &memory, hostname.trim());
-    let path = query.cache_dir.join(format!("profile-{machine}.json"));
+    let path = file_of(query.cache_dir, &machine);
     let cached = read(&path, &machine);
-    let (cached_storage, cached_copy) =
-        cached.map_or((Vec::new(), None), |cached| (cached.storage, Some(cached.memory_copy)));
+    let mut cached_copy = None;
+    let mut cached_storage = Vec::new();
+    let (mut compute, mut compute_steps) = (Vec::new(), Vec::new());
+    if let Some(cached) = cached {
+        cached_storage = cached.storage;
+        cached_copy = Some(cached.memory_copy);
+        (compute, compute_steps) = (cached.compute, cached.compute_steps);
+        let is_recent = |taken_unix_s| is_recent(taken_unix_s, query.now_unix_s, AGE_MAX_S);
+        compute.retain(|measured| is_recent(measured.taken_unix_s));
+        compute_steps.retain(|measured| is_recent(measured.taken_unix_s));
+    }
     let mut from_cache = true;
 
     let is_recent = |taken_unix_s, age_max_s| {
@@ -139,6 +150,8 @@ fn load_or_measure(query: &Query<'_>, measure: &dyn Measure) -> Result<Loaded, P
         devices: query.devices.clone(),
         storage: cached_storage,
         memory_copy,
+        compute,
+        compute_steps,
     };
     let storage = query.model_file.map(|file| {
         let known = profile.storage_of(file).filter(|known| {
@@ -163,6 +176,31 @@ fn load_or_measure(query: &Query<'_>, measure: &dyn Measure) -> Result<Loaded, P
     });
     let saved = if from_cache { Ok(()) } else { save(&profile, &path) };
     Ok(Loaded { profile, storage, from_cache, saved })
+}
+
+/// Adds measurements of computing to a profile of this machine, and keeps them with it in
+/// `cache_dir` for the next time.
+///
+/// # Errors
+/// [`SaveError`]; the profile has the measurements all the same.
+pub fn keep_compute(
+    cache_dir: &Path,
+    profile: &mut Profile,
+    new: Vec<Compute>,
+    step: Option<ComputeStep>,
+) -> Result<(), SaveError> {
+    for measured in new {
+        compute::remember(&mut profile.compute, measured);
+    }
+    if let Some(step) = step {
+        compute::remember_step(&mut profile.compute_steps, step);
+    }
+    save(profile, &file_of(cache_dir, &profile.machine))
+}
+
+/// Where the profile of a machine is kept.
+fn file_of(cache_dir: &Path, machine: &str) -> PathBuf {
+    cache_dir.join(format!("profile-{machine}.json"))
 }
 
 /// Puts a measurement in the place of the one of the same drive.
@@ -466,6 +504,60 @@ mod tests {
         let other = Profile::from_json("{\"version\": 77, \"anything\": []}");
         assert!(matches!(other, Err(ParseError::Version { found: 77 })));
         assert!(matches!(Profile::from_json("{}"), Err(ParseError::Malformed { .. })));
+    }
+
+    #[test]
+    fn measurements_of_computing_are_kept_and_age() {
+        let place = Place::new();
+        let mut profile = place.load(|_| {}).profile;
+        let kind = crate::ComputeKind {
+            ty: "Q4_K".to_owned(),
+            layout: "plain".to_owned(),
+            product: "matrix".to_owned(),
+            n_in: 4096,
+        };
+        let measured = Compute {
+            library: "ggml 1".to_owned(),
+            threads: 2,
+            kind,
+            decode_bytes_per_s: 1e10 / 3.0,
+            prompt_flops_per_s: 1e11,
+            taken_unix_s: NOW,
+        };
+        let step = ComputeStep {
+            library: "ggml 1".to_owned(),
+            threads: 2,
+            seconds: 1e-6,
+            taken_unix_s: NOW,
+        };
+        let kept = keep_compute(
+            &place.cache_dir,
+            &mut profile,
+            vec![measured.clone()],
+            Some(step.clone()),
+        );
+        kept.expect("it can be written");
+        let loaded = place.load(|query| query.now_unix_s = NOW + 9);
+        assert_eq!(loaded.profile.compute, std::slice::from_ref(&measured));
+        assert_eq!(loaded.profile.compute_steps, [step]);
+        // They stay when the drive is measured again, but not for ever.
+        let loaded = place.load(|query| query.effort = Effort::Full);
+        assert_eq!(loaded.profile.compute, [measured]);
+        let loaded = place.load(|query| query.now_unix_s = NOW + AGE_MAX_S + 1);
+        assert!(loaded.profile.compute.is_empty() && loaded.profile.compute_steps.is_empty());
+    }
+
+    /// Profiles of before there were measurements of computing are still read.
+    #[test]
+    fn profiles_without_computing_are_read() {
+        let place = Place::new();
+        place.load(|_| {});
+        let text = fs::read_to_string(place.file()).expect("readable");
+        let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let object = json.as_object_mut().expect("an object");
+        assert!(object.remove("compute").is_some() && object.remove("compute_steps").is_some());
+        fs::write(place.file(), json.to_string()).expect("writable");
+        assert!(place.is_hit(|_| {}));
     }
 
     #[test]

@@ -41,39 +41,42 @@ pub(crate) fn cpu_quota_cores(host: &dyn Host) -> Option<f64> {
 pub(crate) fn cpuset(host: &dyn Host) -> Option<String> {
     let mut lists = groups(host, "cpuset").into_iter().filter_map(|group| {
         let name = match group.version {
-            Version::V1 => "cpuset.effective_cpus",
-            Version::V2 => "cpuset.cpus.effective",
+            GroupVersion::V1 => "cpuset.effective_cpus",
+            GroupVersion::V2 => "cpuset.cpus.effective",
         };
         host.read(&group.dir.join(name))
     });
     lists.find(|list| !list.trim().is_empty())
 }
 
+/// Which of the two interfaces of control groups, see cgroups(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
+pub enum GroupVersion {
     V1,
     V2,
 }
 
+/// A control group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Group {
-    version: Version,
-    dir: PathBuf,
+pub struct Group {
+    pub version: GroupVersion,
+    /// Its folder.
+    pub dir: PathBuf,
 }
 
 /// The groups that the process is in for a controller, its own first, then those above.
-fn groups(host: &dyn Host, controller: &str) -> Vec<Group> {
+pub(crate) fn groups(host: &dyn Host, controller: &str) -> Vec<Group> {
     let read = |path| host.read(Path::new(path)).unwrap_or_default();
     let mounts = parse_mountinfo(&read("/proc/self/mountinfo"));
     let mut groups = Vec::new();
     for membership in read("/proc/self/cgroup").lines() {
         let Some((version, path)) = membership_of(membership, controller) else { continue };
         let mount = mounts.iter().find(|mount| match version {
-            Version::V1 => {
+            GroupVersion::V1 => {
                 mount.fs_type == "cgroup"
                     && mount.super_options.split(',').any(|option| option == controller)
             }
-            Version::V2 => mount.fs_type == "cgroup2",
+            GroupVersion::V2 => mount.fs_type == "cgroup2",
         });
         if let Some(mount) = mount {
             groups.extend(levels(mount, path).map(|dir| Group { version, dir }));
@@ -84,13 +87,13 @@ fn groups(host: &dyn Host, controller: &str) -> Vec<Group> {
 
 /// A line of `/proc/self/cgroup` (`id:controllers:path`, see cgroups(7)), if it is about the
 /// controller. v2 has the id 0, no list of controllers, and all of them.
-fn membership_of<'a>(line: &'a str, controller: &str) -> Option<(Version, &'a str)> {
+fn membership_of<'a>(line: &'a str, controller: &str) -> Option<(GroupVersion, &'a str)> {
     let (id, rest) = line.split_once(':')?;
     let (controllers, path) = rest.split_once(':')?;
     if id == "0" && controllers.is_empty() {
-        return Some((Version::V2, path));
+        return Some((GroupVersion::V2, path));
     }
-    controllers.split(',').any(|one| one == controller).then_some((Version::V1, path))
+    controllers.split(',').any(|one| one == controller).then_some((GroupVersion::V1, path))
 }
 
 /// The folders of a group and of the groups above it, as far as they are mounted.
@@ -120,7 +123,7 @@ impl Group {
         };
         Some(match self.version {
             // Above memory.high the group is slowed down to a crawl, so it binds as well.
-            Version::V2 => MemoryLimit {
+            GroupVersion::V2 => MemoryLimit {
                 limit_bytes: [number("memory.max"), number("memory.high")]
                     .into_iter()
                     .flatten()
@@ -132,7 +135,7 @@ impl Group {
                     "slab_reclaimable",
                 ]),
             },
-            Version::V1 => MemoryLimit {
+            GroupVersion::V1 => MemoryLimit {
                 limit_bytes: number("memory.limit_in_bytes")?,
                 used_bytes: number("memory.usage_in_bytes").unwrap_or(0),
                 reclaimable_bytes: reclaimable(&["total_active_file", "total_inactive_file"]),
@@ -143,13 +146,13 @@ impl Group {
     fn cpu_quota_cores(&self, host: &dyn Host) -> Option<f64> {
         let read = |name: &str| host.read(&self.dir.join(name));
         let (quota_us, period_us) = match self.version {
-            Version::V2 => {
+            GroupVersion::V2 => {
                 let text = read("cpu.max")?;
                 let (quota, period) = text.trim().split_once(' ')?;
                 (number(quota)?, number(period)?)
             }
             // No quota is written as -1, which is no number here.
-            Version::V1 => {
+            GroupVersion::V1 => {
                 (number(&read("cpu.cfs_quota_us")?)?, number(&read("cpu.cfs_period_us")?)?)
             }
         };

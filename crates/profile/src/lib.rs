@@ -11,6 +11,7 @@
 
 mod cache;
 mod cgroup;
+mod compute;
 mod copy;
 mod cpu;
 mod host;
@@ -24,13 +25,20 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use cache::{AGE_MAX_S, AGE_QUICK_MAX_S, Loaded, Query, SaveError, load_or_probe};
+pub use cache::{
+    AGE_MAX_S, AGE_QUICK_MAX_S, Loaded, Query, SaveError, keep_compute, load_or_probe,
+};
+pub use cgroup::{Group, GroupVersion};
+pub use compute::{Compute, ComputeKind, ComputeStep};
 pub use copy::probe_memory_copy;
 pub use cpu::Cpu;
 pub use host::ProbeError;
 pub use memory::Memory;
 pub use mount::Drive;
-pub use storage::{Effort, FILE_BYTES_MIN, Latency, Point, Storage, StorageError, probe_storage};
+pub use storage::{
+    Curve, Effort, FILE_BYTES_MIN, Grid, Latency, Point, Storage, StorageError, best, probe_curve,
+    probe_storage,
+};
 
 /// The version of the JSON form that this code writes and reads.
 pub const VERSION: u32 = 1;
@@ -51,6 +59,12 @@ pub struct Profile {
     /// Drives measured so far.
     pub storage: Vec<Storage>,
     pub memory_copy: MemoryCopy,
+    /// How fast it multiplies, as far as that was measured; handed in by the caller.
+    #[serde(default)]
+    pub compute: Vec<Compute>,
+    /// How long a step of computing takes; likewise.
+    #[serde(default)]
+    pub compute_steps: Vec<ComputeStep>,
 }
 
 /// How fast one thread copies memory.
@@ -132,6 +146,12 @@ impl Profile {
         let drive = Drive::of(file).ok()?;
         self.storage.iter().find(|storage| storage.drive == drive)
     }
+}
+
+/// The control groups that this process is in and whose memory is accounted for, its own first,
+/// then those above; none where the system has no such groups.
+pub fn memory_groups() -> Vec<Group> {
+    cgroup::groups(&host::System, "memory")
 }
 
 /// The processor of this machine, and what of it is free for this process.

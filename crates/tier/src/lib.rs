@@ -5,7 +5,9 @@
 //! grants slots and says which parts its caller must read, and the caller says when they arrived.
 //! A [`Policy`] ranks units by their past use; it remembers units that hold no slot too, so that a
 //! unit that comes back is not a stranger. What the router chose can be written to a trace
-//! ([`TraceWriter`]) and judged later: [`replay()`] by any policy, and [`belady`] by hindsight.
+//! ([`TraceWriter`]) and judged later: [`replay()`] by any policy, [`belady`] by hindsight, and
+//! [`Simulation`] by every kind of [`Replacement`]. A [`Predictor`] guesses what a router will choose,
+//! and [`evaluate()`] says how well.
 //!
 //! This crate does no I/O but to a `Read` or `Write` that it is given, has no clock (time is
 //! counted in tokens) and no randomness, and knows nothing of ggml, files or addresses.
@@ -13,15 +15,29 @@
 #![warn(missing_docs)]
 
 mod policy;
+mod predict;
 mod replay;
 mod stats;
 mod table;
 mod trace;
 mod unit;
 
-pub use policy::{DEFAULT_HALF_LIFE_TOKENS, History, HistoryError, Lfu, Lrfu, Lru, Policy};
-pub use replay::{ReplayError, ReplayStats, belady, replay};
+pub use policy::{
+    AgedLfu, DEFAULT_HALF_LIFE_TOKENS, History, HistoryError, Lfu, Lrfu, Lru, Pinned, Policy,
+};
+pub use predict::{
+    Coactivation, EarlyRouter, Frequency, Guess, MAX_COUNTERS, Mix, PredictionStats, Predictor,
+    PredictorError, PredictorKind, PreviousToken, Source, evaluate, union_of_best,
+};
+pub use replay::{
+    Learned, Replacement, ReplayError, ReplayStats, Sharing, Simulation, belady, replay,
+};
 pub use stats::{LayerStats, TierStats, UnitHeat};
-pub use table::{Grant, NotEnoughSlots, ResizeError, SlotState, SlotTable, SpecError, TableSpec};
-pub use trace::{MAX_TOP_K, Trace, TraceError, TraceReader, TraceRecord, TraceShape, TraceWriter};
+pub use table::{
+    Claim, Grant, NotEnoughSlots, ResizeError, SlotState, SlotTable, SpecError, TableSpec,
+};
+pub use trace::{
+    LayerSummary, MAX_TOP_K, Trace, TraceError, TraceReader, TraceRecord, TraceShape, TraceSummary,
+    TraceWriter,
+};
 pub use unit::{Parts, SlotId, UnitId};

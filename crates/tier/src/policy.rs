@@ -1,7 +1,13 @@
 //! Replacement policies: what a unit's past says about its future.
 
+mod aged;
+mod pinned;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use aged::AgedLfu;
+pub use pinned::Pinned;
 
 /// Ranks units by their past use.
 ///
@@ -22,7 +28,7 @@ pub trait Policy {
 
 /// Half-life of a use in [`Lrfu`], in tokens, unless told otherwise: long enough to gather a
 /// frequency from a few percent of the tokens, short enough to follow a change of subject.
-pub const DEFAULT_HALF_LIFE_TOKENS: f64 = 128.0;
+pub const DEFAULT_HALF_LIFE_TOKENS: f64 = 64.0;
 
 /// Least recently used goes first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

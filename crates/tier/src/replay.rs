@@ -1,16 +1,26 @@
 //! Simulations over a trace: what another policy, or hindsight, would have hit.
 //!
-//! Both use one pool of equal slots for all layers, take the records one by one (all experts of a
-//! record are needed at once), and start empty.
+//! All of them take the records one by one, as they stand in the trace (all experts of a record are
+//! needed at once), start empty, and read nothing ahead.
 
-use std::collections::BTreeSet;
+mod belady;
+mod cache;
+mod own_layer;
+mod simulation;
+#[cfg(test)]
+mod simulation_tests;
+#[cfg(test)]
+mod tests;
 
+use serde::Serialize;
 use thiserror::Error;
 
-use crate::{LayerStats, Parts, Policy, SlotTable, SpecError, TableSpec, Trace, TraceShape};
+use crate::{LayerStats, Policy, PredictorError, SpecError, Trace, TraceRecord, TraceShape};
+use cache::{Cache, Pools, TableCache};
+pub use simulation::{Learned, Replacement, Sharing, Simulation};
 
 /// What a simulated cache did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ReplayStats {
     /// Experts asked for.
     pub lookups: u64,
@@ -31,6 +41,17 @@ impl ReplayStats {
     /// Hits per lookup, 0 to 1; `None` for an empty trace.
     pub fn hit_rate(&self) -> Option<f64> {
         (self.lookups > 0).then(|| self.hits as f64 / self.lookups as f64)
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            lookups: self.lookups + other.lookups,
+            hits: self.hits + other.hits,
+            misses: self.misses + other.misses,
+            evictions: self.evictions + other.evictions,
+        }
     }
 }
 
@@ -53,203 +74,92 @@ pub enum ReplayError {
         /// Experts per token and layer.
         top_k: u32,
     },
+    /// A record needs more slots than its layer's share of them.
+    #[error(
+        "{slots} slots in equal shares can't hold the {top_k} experts that a token needs in each \
+         of {layers} layers: use at least {}", layers.saturating_mul(*top_k)
+    )]
+    TooFewSlotsPerLayer {
+        /// Slots of all layers together.
+        slots: u32,
+        /// Experts per token and layer.
+        top_k: u32,
+        /// Layers that have experts.
+        layers: u32,
+    },
+    /// The traces are not of one model.
+    #[error("the traces are of different models: {first} and {other}: replay them apart")]
+    Shapes {
+        /// The first trace's shape.
+        first: TraceShape,
+        /// The first one that differs.
+        other: TraceShape,
+    },
+    /// There is no trace.
+    #[error("there is no trace to replay: name at least one")]
+    NoTrace,
+    /// A replacement that predicts can't do so for a model of this size.
+    #[error(transparent)]
+    Predictor(#[from] PredictorError),
     /// The policy does not fit the trace.
     #[error(transparent)]
     Spec(#[from] SpecError),
 }
 
-/// Replays `trace` in a cache of `slots` slots that gives way by `policy`.
+/// Replays `trace` in a cache of `slots` slots for all layers together that gives way by `policy`.
 ///
 /// # Errors
 /// [`ReplayError`] if the slots can't hold one record, or the policy is of another size than
 /// `n_layers * n_experts`.
 pub fn replay<P: Policy>(trace: &Trace, policy: P, slots: u32) -> Result<ReplayStats, ReplayError> {
     let shape = trace.shape();
-    let spec = TableSpec {
-        n_experts: shape.n_experts,
-        pool_of_layer: vec![0; shape.n_layers as usize],
-        slots_of_pool: vec![slots],
-        parts_of_layer: vec![Parts::DOWN; shape.n_layers as usize],
-    };
-    let mut table = SlotTable::with_policy(spec, policy)?;
-    let mut grants = Vec::new();
-    for record in trace.records() {
-        let experts = distinct(record.experts);
-        table.note_routing(record.layer, &experts);
-        table
-            .acquire(record.layer, &experts, Parts::ALL, &mut grants)
-            .map_err(|_| too_few(shape, slots))?;
-        for grant in grants.drain(..) {
-            let unit = crate::UnitId { layer: record.layer, expert: grant.expert };
-            table.filled(unit, grant.fill);
-        }
-        table.release_all();
+    let mut cache = TableCache::new(Pools::shared(shape, slots), policy)?;
+    let mut stats = ReplayStats::default();
+    for demand in demands(trace) {
+        let outcome = cache
+            .demand(f64::from(demand.token), demand.layer, &demand.experts)
+            .ok_or(ReplayError::TooFewSlots { slots, top_k: shape.top_k })?;
+        stats = stats.plus(outcome.stats(&demand));
     }
-    Ok(table.stats().total.into())
+    Ok(stats)
 }
 
-/// The fewest misses that any policy without read-ahead could have: the unit whose next use is
-/// farthest away gives way (Belady, "A study of replacement algorithms for a virtual-storage
-/// computer", IBM Systems Journal 5(2), 1966).
+/// The fewest misses that any policy without read-ahead could have, in one pool of `slots` slots
+/// for all layers together: the unit whose next use is farthest away gives way (Belady, "A study of
+/// replacement algorithms for a virtual-storage computer", IBM Systems Journal 5(2), 1966).
 ///
 /// # Errors
 /// [`ReplayError::TooFewSlots`] if the slots can't hold one record.
 pub fn belady(trace: &Trace, slots: u32) -> Result<ReplayStats, ReplayError> {
     let shape = trace.shape();
-    let demands: Vec<Vec<usize>> = trace
-        .records()
-        .map(|record| {
-            let first = record.layer as usize * shape.n_experts as usize;
-            distinct(record.experts).into_iter().map(|expert| first + expert as usize).collect()
-        })
-        .collect();
-    let next_uses = next_uses(&demands, shape.n_layers as usize * shape.n_experts as usize);
-
-    let mut stats = ReplayStats::default();
-    // Residents by next use; the last one gives way. `use_of` finds a unit's entry.
-    let mut residents = BTreeSet::new();
-    let mut use_of = vec![None; shape.n_layers as usize * shape.n_experts as usize];
-    for (demand, next) in demands.iter().zip(&next_uses) {
-        // What this record needs leaves the order first, so that none of it gives way.
-        let mut missing = 0;
-        for &unit in demand {
-            stats.lookups += 1;
-            match use_of[unit].take() {
-                Some(next_use) => {
-                    residents.remove(&(next_use, unit));
-                    stats.hits += 1;
-                }
-                None => missing += 1,
-            }
-        }
-        stats.misses += missing;
-        if demand.len() > slots as usize {
-            return Err(too_few(shape, slots));
-        }
-        while residents.len() + demand.len() > slots as usize {
-            if let Some((_, victim)) = residents.pop_last() {
-                use_of[victim] = None;
-                stats.evictions += 1;
-            }
-        }
-        for (&unit, &next_use) in demand.iter().zip(next) {
-            use_of[unit] = Some(next_use);
-            residents.insert((next_use, unit));
-        }
-    }
-    Ok(stats)
+    belady::belady(&demands(trace), &Pools::shared(shape, slots), 0)
+        .ok_or(ReplayError::TooFewSlots { slots, top_k: shape.top_k })
 }
 
-/// For each unit of each demand, the index of the next demand that has it (`usize::MAX` for none).
-fn next_uses(demands: &[Vec<usize>], n_units: usize) -> Vec<Vec<usize>> {
-    let mut next_of_unit = vec![usize::MAX; n_units];
-    let mut next_uses: Vec<Vec<usize>> = demands
-        .iter()
-        .enumerate()
-        .rev()
-        .map(|(index, demand)| {
-            demand.iter().map(|&unit| std::mem::replace(&mut next_of_unit[unit], index)).collect()
-        })
-        .collect();
-    next_uses.reverse();
-    next_uses
+/// One record, as a cache sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Demand {
+    /// The token that it belongs to, from 0 in its trace.
+    token: u32,
+    layer: u32,
+    /// Each one once.
+    experts: Vec<u32>,
 }
 
-fn too_few(shape: TraceShape, slots: u32) -> ReplayError {
-    ReplayError::TooFewSlots { slots, top_k: shape.top_k }
+fn demands(trace: &Trace) -> Vec<Demand> {
+    let demand = |(record, token): (TraceRecord<'_>, u32)| {
+        let mut experts: Vec<u32> = record.experts.iter().copied().map(u32::from).collect();
+        experts.sort_unstable();
+        experts.dedup();
+        Demand { token, layer: record.layer, experts }
+    };
+    trace.records().zip(trace.tokens()).map(demand).collect()
 }
 
-fn distinct(experts: &[u16]) -> Vec<u32> {
-    let mut experts: Vec<u32> = experts.iter().copied().map(u32::from).collect();
-    experts.sort_unstable();
-    experts.dedup();
-    experts
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Lfu, Lrfu, Lru, TraceRecord};
-
-    fn trace(n_experts: u32, top_k: u32, demands: &[&[u16]]) -> Trace {
-        let shape = TraceShape { n_layers: 1, n_experts, top_k };
-        let mut trace = Trace::new(shape).expect("a shape that fits");
-        for (token, &experts) in (0..).zip(demands) {
-            trace.push(TraceRecord { token, layer: 0, experts }).expect("a record that fits");
-        }
-        trace
-    }
-
-    #[track_caller]
-    fn check(stats: Result<ReplayStats, ReplayError>, hits: u64, misses: u64, evictions: u64) {
-        let expected = ReplayStats { lookups: hits + misses, hits, misses, evictions };
-        assert_eq!(stats, Ok(expected));
-    }
-
-    /// A cycle one larger than the cache: LRU misses everything, hindsight keeps part of it.
-    #[test]
-    fn a_cycle() {
-        let trace = trace(3, 1, &[&[0], &[1], &[2], &[0], &[1], &[2], &[0], &[1], &[2]]);
-        check(replay(&trace, Lru::new(3), 2), 0, 9, 7);
-        // Misses 0 1 2 at first, then keeps 0 hit, 1 miss, 2 hit, 0 miss, 1 hit, 2 miss.
-        check(belady(&trace, 2), 3, 6, 4);
-        check(belady(&trace, 3), 6, 3, 0);
-        check(replay(&trace, Lru::new(3), 3), 6, 3, 0);
-    }
-
-    /// A favourite among strangers: frequency keeps it, recency does not.
-    #[test]
-    fn a_favourite() {
-        let trace = trace(8, 1, &[&[0], &[0], &[1], &[2], &[3], &[0], &[4], &[5], &[0]]);
-        check(replay(&trace, Lru::new(8), 2), 1, 8, 6);
-        check(replay(&trace, Lfu::new(8), 2), 3, 6, 4);
-        check(replay(&trace, Lrfu::new(8, 100.0), 2), 3, 6, 4);
-        check(belady(&trace, 2), 3, 6, 4);
-    }
-
-    /// Experts of one record never take each other's slot.
-    #[test]
-    fn sets() {
-        let trace = trace(4, 2, &[&[0, 1], &[1, 2], &[0, 3], &[3, 1]]);
-        check(belady(&trace, 3), 4, 4, 1);
-        check(belady(&trace, 2), 2, 6, 4);
-        let too_few = ReplayError::TooFewSlots { slots: 1, top_k: 2 };
-        assert_eq!(belady(&trace, 1), Err(too_few.clone()));
-        assert_eq!(replay(&trace, Lru::new(4), 1), Err(too_few));
-        assert!(matches!(replay(&trace, Lru::new(5), 3), Err(ReplayError::Spec(_))));
-    }
-
-    /// No policy beats hindsight, and with room for everything each unit is read once.
-    #[test]
-    fn hindsight_is_a_bound() {
-        let mut state = 11_u64;
-        let mut random = move |below: u16| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            u16::try_from(state % u64::from(below)).expect("below a u16")
-        };
-        let demands: Vec<[u16; 3]> = (0..300)
-            .map(|_| {
-                let (a, b) = (random(4), random(6));
-                [a, 4 + b, 10 + random(10)]
-            })
-            .collect();
-        let demands: Vec<&[u16]> = demands.iter().map(<[u16; 3]>::as_slice).collect();
-        let trace = trace(20, 3, &demands);
-        for slots in 3..=20 {
-            let best = belady(&trace, slots).expect("enough slots");
-            let others = [
-                replay(&trace, Lru::new(20), slots),
-                replay(&trace, Lfu::new(20), slots),
-                replay(&trace, Lrfu::new(20, 16.0), slots),
-            ];
-            for other in others {
-                assert!(other.expect("enough slots").misses >= best.misses, "{slots} slots");
-            }
-            if slots == 20 {
-                assert_eq!((best.misses, best.evictions), (20, 0));
-            }
-        }
+impl cache::Outcome {
+    fn stats(self, demand: &Demand) -> ReplayStats {
+        let lookups = demand.experts.len() as u64;
+        let (hits, evictions) = (self.hits, self.evictions);
+        ReplayStats { lookups, hits, misses: lookups - hits, evictions }
     }
 }

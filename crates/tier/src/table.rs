@@ -8,16 +8,19 @@
 //!    +------------------------------+    Ready only: may be taken for another unit
 //! ```
 
+mod clock;
 mod error;
+mod history;
 mod pool;
 #[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{History, HistoryError, Policy};
+use crate::policy::Policy;
 use crate::stats::{LayerStats, TierStats, UnitHeat};
 use crate::{DEFAULT_HALF_LIFE_TOKENS, Lrfu, Parts, SlotId, UnitId};
+use clock::Clock;
 pub use error::{NotEnoughSlots, ResizeError, SpecError};
 use pool::{Pool, Slot};
 
@@ -55,6 +58,17 @@ pub struct Grant {
     pub pending: Parts,
 }
 
+/// Whose slot read-ahead may take when none is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// That of a unit which is colder by the policy: for units that are wanted because of their
+    /// past.
+    Warmer,
+    /// That of the unit which would give way next anyhow: for units that are expected in the next
+    /// layers, whatever their past.
+    Expected,
+}
+
 /// What a slot is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SlotState {
@@ -81,6 +95,9 @@ pub struct SlotTable<P: Policy = Lrfu> {
     slot_of_unit: Vec<u32>,
     /// Units in use, in the order in which they were granted.
     in_use: Vec<u32>,
+    /// Units that are expected soon, and give way to nobody until then.
+    held: Vec<u32>,
+    scanning: bool,
     clock: Clock,
     layers: Vec<LayerStats>,
     routed: Vec<u64>,
@@ -127,6 +144,8 @@ impl<P: Policy> SlotTable<P> {
             pools: spec.slots_of_pool.iter().map(|&slots| Pool::new(slots)).collect(),
             slot_of_unit: vec![NO_SLOT; n_units],
             in_use: Vec::new(),
+            held: Vec::new(),
+            scanning: false,
             clock: Clock::default(),
             layers: vec![LayerStats::default(); layers],
             routed: vec![0; n_units],
@@ -189,10 +208,10 @@ impl<P: Policy> SlotTable<P> {
     }
 
     /// For read-ahead: a slot for `unit`, and the parts of `parts` to read into it. It takes a free
-    /// slot, or one whose unit is colder by the policy; never one in use or being filled. `None`
-    /// if there is no such slot, or nothing is left to read. The slot is not in use: after it is
+    /// slot or an idle one, as `claim` says; never one in use, held or being filled. `None` if
+    /// there is no such slot, or nothing is left to read. The slot is not in use: after it is
     /// filled it may be taken for another unit before anyone asks for this one.
-    pub fn speculate(&mut self, unit: UnitId, parts: Parts) -> Option<Grant> {
+    pub fn speculate(&mut self, unit: UnitId, parts: Parts, claim: Claim) -> Option<Grant> {
         let index = self.unit_index(unit);
         let parts = parts & self.spec.parts_of_layer[unit.layer as usize];
         if parts.is_empty() {
@@ -203,10 +222,11 @@ impl<P: Policy> SlotTable<P> {
         if is_new {
             let pool = &self.pools[pool_index];
             let key = self.policy.key(index);
-            if pool.free.is_empty() && pool.coldest_key()?.total_cmp(&key).is_ge() {
-                return None;
-            }
-            if !self.place(unit.layer, index) {
+            let may_take = match claim {
+                Claim::Warmer => pool.coldest_key().is_some_and(|coldest| coldest < key),
+                Claim::Expected => true,
+            };
+            if (pool.free.is_empty() && !may_take) || !self.place(unit.layer, index) {
                 return None;
             }
         }
@@ -266,6 +286,47 @@ impl<P: Policy> SlotTable<P> {
     /// stay so, until [`filled`](Self::filled) or [`abandon`](Self::abandon).
     pub fn release_all(&mut self) {
         self.release_where(|_| true);
+    }
+
+    /// Slots in the pool of `layer` that can be had now: free, or ready, idle and not held.
+    pub fn available(&self, layer: u32) -> usize {
+        self.pools[self.spec.pool_of_layer[layer as usize] as usize].n_available() as usize
+    }
+
+    /// Whether the pool of `layer` has a slot that holds nothing.
+    pub fn has_free_slot(&self, layer: u32) -> bool {
+        !self.pools[self.spec.pool_of_layer[layer as usize] as usize].free.is_empty()
+    }
+
+    /// Layers are used one after the other, each of them nearly whole, over and over (a long
+    /// prompt): what a later layer of this pass holds gives way last, because it is needed next.
+    /// Among the layers that have had their turn the policy decides, so that what stays at the end
+    /// is what is used most.
+    pub fn set_scanning(&mut self, scanning: bool) {
+        self.scanning = scanning;
+    }
+
+    /// `unit` is expected to be asked for soon: if it is ready and idle, it gives way to nobody
+    /// until [`let_go`](Self::let_go), unless slots run out.
+    pub fn hold(&mut self, unit: UnitId) {
+        let index = self.unit_index(unit);
+        let slot_index = self.slot_of_unit[index];
+        if slot_index == NO_SLOT {
+            return;
+        }
+        let pool = &mut self.pools[self.spec.pool_of_layer[unit.layer as usize] as usize];
+        let slot = &mut pool.slots[slot_index as usize];
+        if !slot.held && slot.state() == SlotState::Ready {
+            slot.held = true;
+            pool.leave_index(slot_index);
+            self.held.push(index_u32(index));
+        }
+    }
+
+    /// Ends [`hold`](Self::hold) for all units of `layer`.
+    pub fn let_go(&mut self, layer: u32) {
+        let n_experts = self.spec.n_experts;
+        self.let_go_where(|unit| unit / n_experts == layer);
     }
 
     /// The slot of `unit` and the parts of it that are ready; `None` if it holds none.
@@ -345,72 +406,6 @@ impl<P: Policy> SlotTable<P> {
         })
     }
 
-    /// Up to `n` units of `pool`'s layers that hold no slot, hottest first: what to read ahead when
-    /// a run starts with the history of an earlier one. Units never used are left out.
-    pub fn hottest_absent(&self, pool: u32, n: usize) -> Vec<UnitId> {
-        let mut absent: Vec<(f64, UnitId)> = (0..self.slot_of_unit.len())
-            .filter(|&unit| self.slot_of_unit[unit] == NO_SLOT)
-            .map(|unit| (self.policy.key(unit), self.unit_id(index_u32(unit))))
-            .filter(|(key, unit)| {
-                key.is_finite() && self.spec.pool_of_layer[unit.layer as usize] == pool
-            })
-            .collect();
-        absent.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        absent.truncate(n);
-        absent.into_iter().map(|(_, unit)| unit).collect()
-    }
-
-    /// The policy's memory, to be kept for a later run.
-    pub fn export_history(&self) -> History<P>
-    where
-        P: Clone,
-    {
-        History {
-            n_layers: index_u32(self.spec.pool_of_layer.len()),
-            n_experts: self.spec.n_experts,
-            now_tokens: self.clock.latest,
-            policy: self.policy.clone(),
-        }
-    }
-
-    /// Goes on from the memory of an earlier run, in place of this table's own.
-    ///
-    /// # Errors
-    /// [`HistoryError`] if it is of another shape or damaged; the table is as before.
-    pub fn import_history(&mut self, history: History<P>) -> Result<(), HistoryError> {
-        let layers = index_u32(self.spec.pool_of_layer.len());
-        if (history.n_layers, history.n_experts) != (layers, self.spec.n_experts) {
-            return Err(HistoryError::Shape {
-                found_layers: history.n_layers,
-                found_experts: history.n_experts,
-                layers,
-                experts: self.spec.n_experts,
-            });
-        }
-        let n_units = self.slot_of_unit.len();
-        if history.policy.n_units() != n_units {
-            return Err(HistoryError::Damaged { unit: history.policy.n_units() });
-        }
-        let is_damaged = |&unit: &usize| {
-            let key = history.policy.key(unit);
-            key.is_nan() || key == f64::INFINITY
-        };
-        if let Some(unit) = (0..n_units).find(is_damaged) {
-            return Err(HistoryError::Damaged { unit });
-        }
-        self.policy = history.policy;
-        self.clock = Clock::starting_at(history.now_tokens);
-        for unit in 0..n_units {
-            let slot_index = self.slot_of_unit[unit];
-            if slot_index != NO_SLOT {
-                let layer = unit / self.spec.n_experts as usize;
-                let pool = &mut self.pools[self.spec.pool_of_layer[layer] as usize];
-                pool.rekey(slot_index, self.policy.key(unit));
-            }
-        }
-        Ok(())
-    }
-
     /// Marks the resident ones of `experts` as in use, so that none of them gives way, after making
     /// sure that the others will find slots.
     fn pin_hits(&mut self, layer: u32, experts: &[u32]) -> Result<(), NotEnoughSlots> {
@@ -431,6 +426,9 @@ impl<P: Policy> SlotTable<P> {
                 self.in_use.push(index_u32(unit));
             }
         }
+        if misses > self.pools[pool_index].n_available() {
+            self.let_go_where(|_| true);
+        }
         let available = self.pools[pool_index].n_available();
         if misses <= available {
             return Ok(());
@@ -442,10 +440,34 @@ impl<P: Policy> SlotTable<P> {
         Err(NotEnoughSlots { wanted, available: wanted - misses + available })
     }
 
+    fn let_go_where(&mut self, is_over: impl Fn(u32) -> bool) {
+        let (over, kept): (Vec<u32>, Vec<u32>) =
+            std::mem::take(&mut self.held).into_iter().partition(|&unit| is_over(unit));
+        self.held = kept;
+        for unit in over {
+            let slot_index = self.slot_of_unit[unit as usize];
+            if slot_index == NO_SLOT {
+                continue;
+            }
+            let layer = unit / self.spec.n_experts;
+            let pool = &mut self.pools[self.spec.pool_of_layer[layer as usize] as usize];
+            pool.slots[slot_index as usize].held = false;
+            pool.settle(slot_index, self.policy.key(unit as usize));
+        }
+    }
+
     /// Gives `unit` a slot: a free one, or that of the coldest idle unit. `false` if there is none.
     fn place(&mut self, layer: u32, unit: usize) -> bool {
+        let n_experts = self.spec.n_experts;
+        let n_layers = index_u32(self.spec.pool_of_layer.len());
+        // Layers from this one's turn until that one's; what has just had its turn is farthest.
+        let is_far = |unit: u32| {
+            let turns = (unit / n_experts + n_layers - layer - 1) % n_layers + 1;
+            2 * turns > n_layers
+        };
         let pool = &mut self.pools[self.spec.pool_of_layer[layer as usize] as usize];
-        let Some((slot_index, victim)) = pool.take() else { return false };
+        let taken = if self.scanning { pool.take_where(is_far) } else { pool.take() };
+        let Some((slot_index, victim)) = taken else { return false };
         if let Some(victim) = victim {
             self.slot_of_unit[victim as usize] = NO_SLOT;
             self.layers[(victim / self.spec.n_experts) as usize].evictions += 1;
@@ -505,38 +527,6 @@ impl<P: Policy> SlotTable<P> {
 
     fn unit_id(&self, unit: u32) -> UnitId {
         UnitId { layer: unit / self.spec.n_experts, expert: unit % self.spec.n_experts }
-    }
-}
-
-/// Time in tokens, told from the order in which layers are routed: a batch routes all its tokens in
-/// one layer, then all of them in the next one. Within a token a later layer is a little later. A
-/// layer may see fewer tokens than others (llama.cpp's last layer computes only the rows whose
-/// output is wanted), so all layers start a pass at the same time.
-#[derive(Debug, Default)]
-struct Clock {
-    pass_start: u64,
-    layer: u32,
-    tokens_of_layer: u64,
-    latest: u64,
-}
-
-impl Clock {
-    fn starting_at(now: u64) -> Self {
-        Self { pass_start: now, latest: now, ..Self::default() }
-    }
-
-    fn advance(&mut self, layer: u32, n_layers: usize) -> f64 {
-        if layer != self.layer {
-            if layer < self.layer {
-                self.pass_start = self.latest;
-            }
-            self.layer = layer;
-            self.tokens_of_layer = 0;
-        }
-        self.tokens_of_layer += 1;
-        let token = self.pass_start + self.tokens_of_layer;
-        self.latest = self.latest.max(token);
-        token as f64 + f64::from(layer) / n_layers as f64
     }
 }
 

@@ -24,7 +24,13 @@
 //! Records stand in the order in which the routers ran. A block is checked before a record of it is
 //! handed out, so a trace that was cut off is read up to its last whole block.
 
+mod order;
+mod summary;
+
+use std::fmt;
 use std::io::{self, Read, Write};
+
+pub use summary::{LayerSummary, TraceSummary};
 
 use crc32fast::Hasher;
 use thiserror::Error;
@@ -46,6 +52,13 @@ pub struct TraceShape {
     pub n_experts: u32,
     /// Experts per token and layer, 1 to [`MAX_TOP_K`].
     pub top_k: u32,
+}
+
+impl fmt::Display for TraceShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { n_layers, n_experts, top_k } = self;
+        write!(f, "{n_layers} layers of {n_experts} experts, {top_k} per token")
+    }
 }
 
 /// One decision: the experts of one token in one layer.
@@ -78,7 +91,7 @@ pub enum TraceError {
         found: u32,
     },
     /// A shape outside the limits of the format.
-    #[error("no trace can hold {0:?}")]
+    #[error("no trace can hold {0}")]
     Shape(TraceShape),
     /// A checksum or a field of a block is wrong.
     #[error("the trace is damaged after record {records}: record it again")]
@@ -93,7 +106,7 @@ pub enum TraceError {
         records: u64,
     },
     /// A record given to the writer does not fit the trace's shape.
-    #[error("a record of layer {layer} with {experts} experts does not fit a trace of {shape:?}")]
+    #[error("a record of layer {layer} with {experts} experts does not fit a trace of {shape}")]
     Record {
         /// Its layer.
         layer: u32,

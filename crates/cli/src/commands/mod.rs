@@ -1,12 +1,16 @@
 //! The commands, one file each.
 
+pub(crate) mod bench;
 mod chat;
 pub(crate) mod estimate;
 pub(crate) mod inspect;
+pub(crate) mod iobench;
 mod lines;
+pub(crate) mod optimize;
 mod picture;
 pub(crate) mod profile;
 pub(crate) mod run;
+pub(crate) mod trace;
 
 use std::path::PathBuf;
 
@@ -23,7 +27,12 @@ pub(crate) fn model_path(args: &ModelArgs) -> anyhow::Result<PathBuf> {
 /// Refuses more threads than this machine has cores. ggml's threads wait for each other by spinning:
 /// with one more than there are cores, a token takes a thousand times as long.
 pub(crate) fn check_threads(args: &ModelArgs) -> anyhow::Result<()> {
-    let (Some(threads), Ok(cpu)) = (args.threads, probe_cpu()) else { return Ok(()) };
+    check_thread_count(args.threads)
+}
+
+/// As [`check_threads`].
+pub(crate) fn check_thread_count(threads: Option<u32>) -> anyhow::Result<()> {
+    let (Some(threads), Ok(cpu)) = (threads, probe_cpu()) else { return Ok(()) };
     if threads > cpu.cores_online {
         let cores = cpu.cores_online;
         return Err(UsageError(format!(

@@ -82,10 +82,32 @@ fn describe(out: &mut impl Write, profile: &Profile, now: Duration) -> std::io::
         ]);
     }
     write!(out, "{}", table(&rows))?;
+    describe_compute(out, profile)?;
     for storage in &profile.storage {
         describe_drive(out, storage, now)?;
     }
     Ok(())
+}
+
+/// How fast it multiplies, as far as `hypura estimate` has measured that.
+fn describe_compute(out: &mut impl Write, profile: &Profile) -> std::io::Result<()> {
+    if profile.compute.is_empty() {
+        return Ok(());
+    }
+    let mut rows = vec![
+        ["computing with", "layout", "threads", "one token", "prompts"].map(str::to_owned).to_vec(),
+    ];
+    for measured in &profile.compute {
+        let kind = &measured.kind;
+        rows.push(vec![
+            format!("{} {}, rows of {}", kind.ty, kind.product, kind.n_in),
+            kind.layout.clone(),
+            measured.threads.to_string(),
+            format!("{:.1} GB/s", measured.decode_bytes_per_s / 1e9),
+            format!("{:.0} Gflop/s", measured.prompt_flops_per_s / 1e9),
+        ]);
+    }
+    write!(out, "\n{}", table(&rows))
 }
 
 fn describe_drive(out: &mut impl Write, storage: &Storage, now: Duration) -> std::io::Result<()> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use hypura_engine::{
     ChatTemplate, Engine, Finish, GenerateError, GenerateRequest, Generated, LoadSummary, Message,
-    Update, llama, plan,
+    Update, io, llama, plan, reader,
 };
 
 use crate::args::{BaselineArg, RunArgs};
@@ -39,6 +39,13 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         !interrupt.is_pressed()
     };
     let mut options = args.model.load_options();
+    options.speculate = !args.no_speculate;
+    options.keep_segments = args.segments;
+    let defaults = io::EngineConfig::default();
+    options.reader = reader(io::EngineConfig { kind: args.reader.kind(), ..defaults });
+    if args.no_history {
+        options.history_dir = None;
+    }
     options.trace.clone_from(&args.trace);
     let loaded = match args.baseline {
         None => hypura_engine::load(&path, &options, &mut progress)?,
@@ -108,7 +115,7 @@ fn read_stdin() -> anyhow::Result<String> {
 
 /// A file that can't be written is better found out before an hour of work than after. Leaves
 /// nothing behind.
-fn check_writable(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_writable(path: &Path) -> anyhow::Result<()> {
     let made = match std::fs::OpenOptions::new().write(true).create_new(true).open(path) {
         Ok(_) => std::fs::remove_file(path),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {

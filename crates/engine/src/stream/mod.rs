@@ -4,23 +4,33 @@
 //! nothing of each other: the slot table (which expert may be where), the read engine (how bytes
 //! move) and the memory of the compute device (where they go).
 
+mod ahead;
 mod reads;
+mod residency;
 mod ring;
+mod segments;
+mod stats;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hypura_io as io;
-use hypura_llama::tiered::{Residency, ResidencyError, Routing, StreamMemory};
-use hypura_tier::{Parts, SlotTable, TableSpec, UnitId};
-use serde::Serialize;
+use hypura_llama::tiered::{ResidencyError, StreamMemory};
+use hypura_tier::{EarlyRouter, Parts, SlotTable, TableSpec, TraceShape, UnitId};
 
+use ahead::Ahead;
+pub use ahead::AheadStats;
 use reads::{Arrival, Read, Reads, Target};
 pub(crate) use ring::MatrixSource;
 use ring::{BLOCK, Ring};
+pub use segments::Segment;
+use segments::Segments;
+pub(crate) use stats::Shared;
+pub use stats::StreamStats;
 
+use crate::history::HistoryFile;
 use crate::trace::Recorder;
 
 /// Where the parts of a layer's experts lie.
@@ -57,61 +67,6 @@ pub(crate) struct Sources {
     pub(crate) rows: Option<RowSource>,
 }
 
-/// What streaming did since it began, or in a part of a run.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-#[non_exhaustive]
-pub struct StreamStats {
-    /// Bytes of weights asked from the drive.
-    pub read_bytes: u64,
-    /// Time that the computation waited for reads.
-    #[serde(skip)]
-    pub read_wait: Duration,
-    /// Time that the device computed.
-    #[serde(skip)]
-    pub compute: Duration,
-    /// Experts looked up.
-    pub unit_lookups: u64,
-    /// Of these, found resident.
-    pub unit_hits: u64,
-    /// Experts that lost their slot to another one.
-    pub evictions: u64,
-    /// Whole matrices used from the ring.
-    pub matrices: u64,
-    /// Groups of expert matmuls that had to be done in passes.
-    pub passes: u64,
-    /// Micro-batches computed.
-    pub graphs: u64,
-}
-
-impl StreamStats {
-    /// What came after `earlier`.
-    pub(crate) fn since(&self, earlier: &StreamStats) -> StreamStats {
-        StreamStats {
-            read_bytes: self.read_bytes - earlier.read_bytes,
-            read_wait: self.read_wait - earlier.read_wait,
-            compute: self.compute - earlier.compute,
-            unit_lookups: self.unit_lookups - earlier.unit_lookups,
-            unit_hits: self.unit_hits - earlier.unit_hits,
-            evictions: self.evictions - earlier.evictions,
-            matrices: self.matrices - earlier.matrices,
-            passes: self.passes - earlier.passes,
-            graphs: self.graphs - earlier.graphs,
-        }
-    }
-}
-
-/// Numbers that others read while the streamer works.
-#[derive(Debug, Default)]
-pub(crate) struct Shared {
-    stats: Mutex<StreamStats>,
-}
-
-impl Shared {
-    pub(crate) fn stats(&self) -> StreamStats {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// See the module.
 pub(crate) struct Streamer {
     sources: Sources,
@@ -120,13 +75,16 @@ pub(crate) struct Streamer {
     ring: Option<Ring>,
     row_bytes: usize,
     reads: Reads,
-    /// Reads of expert parts that are under way, and why some failed.
-    pending: HashSet<Target>,
+    /// Reads that are under way with their tags, and why some failed.
+    pending: HashMap<Target, u64>,
     failed: Vec<(Target, String)>,
     /// Whether the last micro-batch was computed to its end.
     clean: bool,
     arrived: Vec<Arrival>,
     grants: Vec<hypura_tier::Grant>,
+    ahead: Ahead,
+    segments: Segments,
+    history: Option<HistoryFile>,
     recorder: Option<Recorder>,
     compute: Duration,
     matrices: u64,
@@ -142,6 +100,7 @@ impl Streamer {
         engine: Box<dyn io::ReadEngine>,
         files: Vec<Arc<io::File>>,
         recorder: Option<Recorder>,
+        speculate: bool,
     ) -> Result<Streamer, String> {
         let table = if sources.layers.is_empty() {
             None
@@ -163,6 +122,11 @@ impl Streamer {
             .flatten()
             .map(|(len, base)| Ring::new(sources.matrices.clone(), len, base));
         let row_bytes = memory.row_shape().map_or(0, |(bytes, _)| bytes);
+        let early = EarlyRouter::new(TraceShape {
+            n_layers: u32::try_from(sources.layers.len()).unwrap_or(u32::MAX),
+            n_experts: sources.n_experts,
+            top_k: 1,
+        });
         Ok(Streamer {
             sources,
             memory,
@@ -170,11 +134,14 @@ impl Streamer {
             ring,
             row_bytes,
             reads: Reads::new(engine, files),
-            pending: HashSet::new(),
+            pending: HashMap::new(),
             failed: Vec::new(),
             clean: true,
             arrived: Vec::new(),
             grants: Vec::new(),
+            ahead: Ahead::new(speculate, early),
+            segments: Segments::default(),
+            history: None,
             recorder,
             compute: Duration::ZERO,
             matrices: 0,
@@ -187,6 +154,17 @@ impl Streamer {
     /// Where its numbers can be read.
     pub(crate) fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
+    }
+
+    /// Starts with the experts that were used most in earlier runs, and keeps what this one uses.
+    pub(crate) fn set_history(&mut self, file: HistoryFile) {
+        if let (Some(table), Some(history)) = (&mut self.table, file.read()) {
+            match table.import_history(history) {
+                Ok(()) => self.plan_warming(),
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+        self.history = Some(file);
     }
 
     /// Waits for reads end when this flag is set.
@@ -205,6 +183,11 @@ impl Streamer {
                         ring.failed(serial, error);
                     }
                 }
+                (Target::Part { layer, expert, .. }, Err(_))
+                    if self.ahead.is_guess(UnitId { layer, expert }) =>
+                {
+                    self.ahead.incomplete(UnitId { layer, expert });
+                }
                 (target, Err(error)) => self.failed.push((target, error)),
                 (Target::Part { layer, expert, part }, Ok(())) => {
                     if let Some(table) = &mut self.table {
@@ -219,6 +202,7 @@ impl Streamer {
                 (Target::Row { .. }, Ok(())) => {}
             }
         }
+        self.drop_guesses();
     }
 
     /// After a failed read: waits for the others, gives up what was being filled, and says why.
@@ -251,6 +235,7 @@ impl Streamer {
         if let Some(reason) = self.abandon_failed() {
             tracing::debug!("a read of an interrupted run failed: {reason}");
         }
+        self.forget_guesses();
         if let Some(ring) = &mut self.ring {
             ring.computed();
             ring.clear_queue();
@@ -265,7 +250,7 @@ impl Streamer {
             self.reads.poll(&mut self.arrived);
             self.book();
             self.check_failed()?;
-            if !self.pending.iter().any(&wanted) {
+            if !self.pending.keys().any(&wanted) {
                 break;
             }
             waited = true;
@@ -276,8 +261,33 @@ impl Streamer {
     }
 
     fn submit(&mut self, read: Read, target: Target) -> Result<(), ResidencyError> {
-        self.pending.insert(target);
-        self.reads.submit(read, target, &mut self.arrived)
+        let tag = self.reads.submit(read, target, &mut self.arrived)?;
+        self.pending.insert(target, tag);
+        Ok(())
+    }
+
+    /// Begins to read one part of an expert into its slot.
+    fn read_part(
+        &mut self,
+        unit: UnitId,
+        (pool, part): (u32, PartSource),
+        slot: u32,
+        priority: io::Priority,
+    ) -> Result<(), ResidencyError> {
+        let UnitId { layer, expert } = unit;
+        let Some(lent) = self.memory.lend_slot(pool, part.part, slot) else {
+            return Err(ResidencyError::Internal(format!("slot {slot} is not free")));
+        };
+        let read = Read {
+            file: part.file,
+            offset: part.offset + u64::from(expert) * part.slice_bytes as u64,
+            len: part.slice_bytes,
+            buffer: lent.buffer,
+            buffer_offset: lent.head,
+            slack: io::Slack { head: lent.head, tail: lent.tail },
+            priority,
+        };
+        self.submit(read, Target::Part { layer, expert, part: part.part })
     }
 
     /// Begins to read matrices ahead, as many as the ring has room for.
@@ -326,7 +336,7 @@ impl Streamer {
     fn publish(&self) {
         let tier = self.table.as_ref().map(|table| table.stats().total).unwrap_or_default();
         let stats = StreamStats {
-            read_bytes: self.reads.bytes,
+            read_bytes: self.reads.read_bytes(),
             read_wait: self.reads.waited,
             compute: self.compute,
             unit_lookups: tier.lookups,
@@ -335,227 +345,44 @@ impl Streamer {
             matrices: self.matrices,
             passes: self.groups,
             graphs: self.graphs,
+            ahead: self.ahead.stats,
         };
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
+
+    /// Hands over what the layers of a micro-batch computed and missed.
+    fn publish_segments(&mut self) {
+        let segments = self.segments.take();
+        let mut shared = self.shared.segments.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = shared.as_mut() {
+            kept.extend(segments);
+        }
+    }
+
+    /// Bytes of the experts that were chosen in `layer` and are not in memory.
+    fn missing_bytes(&self, layer: u32, chosen: &[u32]) -> u64 {
+        let Some(source) = self.sources.layers.get(layer as usize) else { return 0 };
+        let Some(table) = &self.table else { return 0 };
+        let missing = chosen.iter().map(|&expert| {
+            let ready = table.lookup(UnitId { layer, expert }).map_or(Parts::EMPTY, |(_, r)| r);
+            let parts = source.parts.iter().filter(|p| !ready.contains(bit(p.part)));
+            parts.map(|p| p.slice_bytes as u64).sum::<u64>()
+        });
+        missing.sum()
+    }
 }
 
-impl Residency for Streamer {
-    fn begin(&mut self, matrices: &[u32]) -> Result<(), ResidencyError> {
-        self.graphs += 1;
-        self.reads.check_files()?;
-        if !std::mem::replace(&mut self.clean, false) {
-            self.come_to_rest();
+impl Drop for Streamer {
+    fn drop(&mut self) {
+        if let (Some(file), Some(table)) = (&self.history, &self.table)
+            && self.graphs > 0
+        {
+            file.write(&table.export_history());
         }
-        if let Some(table) = &mut self.table {
-            table.release_all();
-        }
-        if matrices.is_empty() {
-            return Ok(());
-        }
-        let changed = self.ring.as_mut().is_some_and(|ring| {
-            ring.computed();
-            ring.set_schedule(matrices)
-        });
-        if changed {
-            self.restart_ring(0);
-        }
-        self.read_ahead()
-    }
-
-    fn routed(&mut self, layer: u32, routing: Routing<'_>) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.record(layer, routing);
-        }
-        let Some(table) = &mut self.table else { return };
-        let mut experts = Vec::with_capacity(routing.n_used);
-        for token in routing.ids.chunks(routing.n_used.max(1)) {
-            experts.clear();
-            experts.extend(token.iter().map(|id| id.unsigned_abs()));
-            table.note_routing(layer, &experts);
-        }
-    }
-
-    fn capacity(&self, layer: u32) -> usize {
-        let pool = self.sources.layers.get(layer as usize).map(|l| l.pool as usize);
-        pool.and_then(|p| self.sources.slots.get(p)).map_or(0, |&slots| slots as usize)
-    }
-
-    fn is_resident(&self, layer: u32, expert: u32, parts: u8) -> bool {
-        let wanted = Parts::from_bits(parts);
-        self.table
-            .as_ref()
-            .and_then(|table| table.lookup(UnitId { layer, expert }))
-            .is_some_and(|(_, ready)| ready.contains(wanted))
-    }
-
-    fn experts(
-        &mut self,
-        layer: u32,
-        experts: &[u32],
-        parts: u8,
-        slots: &mut Vec<u32>,
-    ) -> Result<(), ResidencyError> {
-        let Some(table) = &mut self.table else {
-            return Err(ResidencyError::Internal("there is no slot table".into()));
-        };
-        self.grants.clear();
-        if parts.count_ones() == 1 {
-            self.groups += 1;
-        }
-        let parts = Parts::from_bits(parts);
-        if table.acquire(layer, experts, parts, &mut self.grants).is_err() {
-            // Slots that reads of an interrupted run still fill.
-            self.reads.drain(&mut self.arrived);
-            self.book();
-            self.check_failed()?;
-            let Some(table) = &mut self.table else { return Ok(()) };
-            table
-                .acquire(layer, experts, parts, &mut self.grants)
-                .map_err(|error| ResidencyError::Internal(error.to_string()))?;
-        }
-        slots.extend(self.grants.iter().map(|grant| grant.slot.0));
-        let Some(source) = self.sources.layers.get(layer as usize).cloned() else {
-            return Err(ResidencyError::Internal(format!("there is no expert layer {layer}")));
-        };
-        let grants = std::mem::take(&mut self.grants);
-        for grant in &grants {
-            let lost = source.parts.iter().any(|p| {
-                let target = Target::Part { layer, expert: grant.expert, part: p.part };
-                grant.pending.contains(bit(p.part)) && !self.pending.contains(&target)
-            });
-            if lost {
-                return Err(ResidencyError::Internal("a read has been lost".into()));
-            }
-        }
-        // All slices of the first parts (gate and up) go out before the last one (down), which is
-        // needed last: see PartSource's order.
-        for part in &source.parts {
-            for grant in &grants {
-                if !grant.fill.contains(bit(part.part)) {
-                    continue;
-                }
-                let slot = grant.slot.0;
-                let Some(buffer) = self.memory.lend_slot(source.pool, part.part, slot) else {
-                    return Err(ResidencyError::Internal(format!("slot {slot} is not free")));
-                };
-                let read = Read {
-                    file: part.file,
-                    offset: part.offset + u64::from(grant.expert) * part.slice_bytes as u64,
-                    len: part.slice_bytes,
-                    buffer,
-                    buffer_offset: 0,
-                    slack: io::Slack::NONE,
-                    priority: io::Priority::Demand,
-                };
-                let target = Target::Part { layer, expert: grant.expert, part: part.part };
-                self.submit(read, target)?;
-            }
-        }
-        self.grants = grants;
-        self.book();
-        self.check_failed()
-    }
-
-    fn is_pending(&mut self, layer: u32, parts: u8) -> bool {
-        self.reads.poll(&mut self.arrived);
-        self.book();
-        !self.failed.is_empty() || self.pending.iter().any(|t| is_part(t, layer, parts))
-    }
-
-    fn wait(&mut self, layer: u32, parts: u8) -> Result<(), ResidencyError> {
-        self.wait_for(|target| is_part(target, layer, parts))
-    }
-
-    fn matrix(&mut self, index: u32) -> Result<usize, ResidencyError> {
-        self.matrices += 1;
-        let mut restarted = false;
-        loop {
-            self.read_ahead()?;
-            let Some(ring) = &self.ring else {
-                return Err(ResidencyError::Internal("there is no ring".into()));
-            };
-            let Some(entry) = ring.front().filter(|entry| entry.index == index) else {
-                // The graph is another one than was read ahead for: go on where it is.
-                if restarted {
-                    return Err(ResidencyError::Internal(format!("matrix {index} has no room")));
-                }
-                restarted = true;
-                self.restart_here(index)?;
-                continue;
-            };
-            if let Some(reason) = self.ring.as_ref().and_then(|ring| ring.failure(entry.serial)) {
-                // The drive gets a second chance: the first read may have been long ago.
-                if restarted {
-                    return Err(ResidencyError::Read(reason));
-                }
-                restarted = true;
-                self.restart_here(index)?;
-                continue;
-            }
-            if entry.ready {
-                break;
-            }
-            self.wait_for(|t| *t == Target::Matrix { serial: entry.serial })?;
-        }
-        let offset = self.ring.as_mut().and_then(Ring::use_front);
-        offset.ok_or_else(|| ResidencyError::Internal(format!("matrix {index} is lost")))
-    }
-
-    fn rows(&mut self, rows: &[i32]) -> Result<(), ResidencyError> {
-        let Some(source) = self.sources.rows else {
-            return Err(ResidencyError::Internal("no table is streamed by rows".into()));
-        };
-        for (i, &row) in rows.iter().enumerate() {
-            let row = u64::from(row.unsigned_abs());
-            let buffer = self.memory.lend_row(i).filter(|_| row < source.n_rows);
-            let Some(buffer) = buffer else {
-                return Err(ResidencyError::Internal(format!("there is no row {row}")));
-            };
-            let read = Read {
-                file: source.file,
-                offset: source.offset + row * self.row_bytes as u64,
-                len: self.row_bytes,
-                buffer,
-                buffer_offset: 0,
-                slack: io::Slack::NONE,
-                priority: io::Priority::Demand,
-            };
-            self.submit(read, Target::Row { i })?;
-        }
-        self.wait_for(|target| matches!(target, Target::Row { .. }))
-    }
-
-    fn computed(&mut self) {
-        if let Some(table) = &mut self.table {
-            table.release_all();
-        }
-        if let Some(ring) = &mut self.ring {
-            ring.computed();
-        }
-        if let Err(error) = self.read_ahead() {
-            // The read is done again, and fails again, when its bytes are needed.
-            tracing::debug!("reading ahead: {error}");
-        }
-        self.publish();
-    }
-
-    fn end(&mut self) -> Result<(), ResidencyError> {
-        self.clean = true;
-        // A file that was changed under us must not have decided what was computed.
-        self.reads.check_files()
-    }
-
-    fn compute_time(&mut self, elapsed: Duration) {
-        self.compute += elapsed;
     }
 }
 
 /// The set of one part, by its number.
 fn bit(part: u8) -> Parts {
     Parts::from_bits(1 << part)
-}
-
-fn is_part(target: &Target, of: u32, parts: u8) -> bool {
-    matches!(target, Target::Part { layer, part, .. } if *layer == of && parts & (1 << part) != 0)
 }

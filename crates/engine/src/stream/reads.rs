@@ -37,7 +37,7 @@ pub(super) struct Reads {
     completions: Vec<io::Completion>,
     pub(super) abort: Option<Arc<AtomicBool>>,
     /// Bytes of weights that were asked for.
-    pub(super) bytes: u64,
+    bytes: u64,
     /// Time spent waiting for reads with nothing to compute.
     pub(super) waited: Duration,
 }
@@ -67,13 +67,14 @@ impl Reads {
         }
     }
 
-    /// Submits a read; when the queue is full, waits for one to end and puts it into `arrived`.
+    /// Submits a read and returns its tag; when the queue is full, waits for one to end and puts it
+    /// into `arrived`.
     pub(super) fn submit(
         &mut self,
         read: Read,
         target: Target,
         arrived: &mut Vec<Arrival>,
-    ) -> Result<(), ResidencyError> {
+    ) -> Result<u64, ResidencyError> {
         let Some(file) = self.files.get(read.file) else {
             return Err(ResidencyError::Internal(format!("there is no file {}", read.file)));
         };
@@ -92,7 +93,22 @@ impl Reads {
             request = back;
             self.take(io::Wait::Forever, arrived);
         }
-        Ok(())
+        Ok(tag)
+    }
+
+    /// Somebody waits now for what was to be read ahead.
+    pub(super) fn promote(&mut self, tag: u64) {
+        self.engine.promote(tag);
+    }
+
+    /// Nobody wants these bytes any more: they need not be read, if they are not yet.
+    pub(super) fn cancel(&mut self, tag: u64) {
+        self.engine.cancel(tag);
+    }
+
+    /// Bytes that were asked for, less those that did not have to be read after all.
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.bytes.saturating_sub(self.engine.stats().cancelled_bytes)
     }
 
     /// Takes what has ended, without waiting.

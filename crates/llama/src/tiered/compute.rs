@@ -7,6 +7,7 @@ use std::time::Instant;
 use llama_cpp_sys_2 as sys;
 
 use super::device::{BackendContext, Stream};
+use super::predict::{Guesses, Router};
 use super::{ResidencyError, Routing, StreamKind, graph, passes};
 use crate::abi::{self, Graph, Tensor};
 
@@ -42,10 +43,12 @@ pub(super) struct Scratch {
     needed: Vec<u32>,
     slots: Vec<u32>,
     /// Slot of each expert of the current layer.
-    slot_of: HashMap<u32, u32>,
+    pub(super) slot_of: HashMap<u32, u32>,
     remapped: Vec<i32>,
     rows: Vec<i32>,
     pub(super) pass: passes::PassScratch,
+    guesses: Guesses,
+    ready: Vec<u32>,
 }
 
 /// A node's sources before we changed them.
@@ -192,6 +195,17 @@ struct Walk<'a> {
     start: usize,
     restore: Restore,
     layer: Option<Layer>,
+    /// The expert layers of the graph in their order, and their routers.
+    routers: Vec<(u32, Option<Router>)>,
+    /// Matmuls of which some experts are done, and the others' bytes are on their way.
+    unfinished: Vec<Unfinished>,
+}
+
+/// See [`Walk::unfinished`].
+struct Unfinished {
+    job: passes::Job,
+    /// Experts still to do.
+    experts: Vec<u32>,
 }
 
 /// The expert layer that the walk is in.
@@ -212,7 +226,17 @@ impl<'a> Walk<'a> {
         graph: *mut Graph,
         nodes: &'a [*mut Tensor],
     ) -> Walk<'a> {
-        Walk { context, stream, graph, nodes, start: 0, restore: Restore(Vec::new()), layer: None }
+        Walk {
+            context,
+            stream,
+            graph,
+            nodes,
+            start: 0,
+            restore: Restore(Vec::new()),
+            layer: None,
+            routers: Vec::new(),
+            unfinished: Vec::new(),
+        }
     }
 
     /// # Safety
@@ -225,6 +249,15 @@ impl<'a> Walk<'a> {
                 _ => None,
             })
             .collect();
+        for usage in uses {
+            if let StreamKind::Experts { layer, .. } = usage.kind
+                && self.routers.last().is_none_or(|(last, _)| *last != layer)
+            {
+                // SAFETY: the third source of a MUL_MAT_ID of the live graph.
+                let router = unsafe { Router::of((*self.nodes[usage.node]).src[2]) };
+                self.routers.push((layer, router));
+            }
+        }
         self.stream.residency.begin(&matrices)?;
         for usage in uses {
             if self.context.device.aborted() {
@@ -243,7 +276,10 @@ impl<'a> Walk<'a> {
             }
         }
         // SAFETY: as above.
-        unsafe { self.compute_to(self.nodes.len())? };
+        unsafe {
+            self.compute_to(self.nodes.len())?;
+            self.finish_all()?;
+        }
         self.stream.residency.computed();
         self.stream.residency.end()?;
         Ok(())
@@ -253,6 +289,12 @@ impl<'a> Walk<'a> {
     unsafe fn compute_to(&mut self, end: usize) -> Result<(), Stop> {
         let from = self.start;
         self.start = end;
+        // SAFETY: nodes of the live graph.
+        if self.nodes[from..end].iter().all(|node| graph::is_view_op(unsafe { (**node).op })) {
+            return Ok(());
+        }
+        // SAFETY: as `run`.
+        unsafe { self.finish_all()? };
         let begin = Instant::now();
         // SAFETY: as `run`.
         unsafe { delegate(self.context, self.graph, from, end)? };
@@ -279,11 +321,16 @@ impl<'a> Walk<'a> {
             let Some(pool) = self.stream.memory.pool_tensor(layer, part) else {
                 return Err(Stop::Internal(format!("layer {layer} has no pool")));
             };
+            let (n_used, n_tokens, remapped) = (state.n_used, state.n_tokens, state.remapped);
+            let job = passes::Job { node, pool, layer, part, n_used, n_tokens };
             if state.fits {
-                let remapped = state.remapped;
                 if self.stream.residency.is_pending(layer, 1 << part) {
-                    // What does not need these bytes is computed while they arrive.
+                    // What does not need these bytes is computed while they arrive: what comes
+                    // before, and the experts that are there.
                     self.compute_to(i)?;
+                    if passes::is_divisible(node) {
+                        return self.begin_parts(i, job);
+                    }
                     self.stream.residency.wait(layer, 1 << part)?;
                 }
                 self.restore.note(node);
@@ -291,9 +338,7 @@ impl<'a> Walk<'a> {
                 (*node).src[2] = remapped;
                 return Ok(());
             }
-            let (n_used, n_tokens) = (state.n_used, state.n_tokens);
             self.compute_to(i)?;
-            let job = passes::Job { node, pool, layer, part, n_used, n_tokens };
             let begin = Instant::now();
             passes::run(self.context, self.stream, &job)?;
             self.stream.residency.compute_time(begin.elapsed());
@@ -302,12 +347,88 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Begins a matmul of which some experts are still on their way.
+    unsafe fn begin_parts(&mut self, i: usize, job: passes::Job) -> Result<(), Stop> {
+        // SAFETY: as `run`. Two matmuls may be unfinished at the same time only if they read the
+        // same input and choice (gate and up): else the memory of what the first one reads may be
+        // that of the second one's result.
+        unsafe {
+            let inputs = |node: *mut Tensor| ((*node).src[1], (*node).src[2]);
+            if self.unfinished.iter().any(|u| inputs(u.job.node) != inputs(job.node)) {
+                self.finish_all()?;
+            }
+            let experts = self.stream.scratch.needed.clone();
+            let mut unfinished = Unfinished { job, experts };
+            self.go_on(&mut unfinished)?;
+            self.unfinished.push(unfinished);
+            self.start = i + 1;
+            Ok(())
+        }
+    }
+
+    /// Ends the matmuls that were begun, expert by expert as their bytes arrive.
+    unsafe fn finish_all(&mut self) -> Result<(), Stop> {
+        for mut unfinished in std::mem::take(&mut self.unfinished) {
+            while !unfinished.experts.is_empty() {
+                // SAFETY: as `run`.
+                if !unsafe { self.go_on(&mut unfinished)? } {
+                    let passes::Job { layer, part, .. } = unfinished.job;
+                    self.stream.residency.wait_for_one(layer, 1 << part)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does the experts of a matmul whose bytes are there; whether there were any.
+    unsafe fn go_on(&mut self, unfinished: &mut Unfinished) -> Result<bool, Stop> {
+        let Unfinished { job, experts } = unfinished;
+        let Stream { residency, scratch, .. } = &mut *self.stream;
+        let mut ready = std::mem::take(&mut scratch.ready);
+        ready.clear();
+        experts.retain(|&expert| {
+            let is_ready = residency.is_resident(job.layer, expert, 1 << job.part);
+            ready.extend(is_ready.then_some(expert));
+            !is_ready
+        });
+        let any = !ready.is_empty();
+        let begin = Instant::now();
+        // SAFETY: as `run`; the experts have slots, and their bytes are there.
+        let done = unsafe { passes::some(self.context, scratch, job, &ready) };
+        residency.compute_time(begin.elapsed());
+        scratch.ready = ready;
+        done.map(|()| any)
+    }
+
+    /// Tells the residency what later layers will probably need, now that it reads for this one.
+    unsafe fn look_ahead(&mut self, layer: u32, x: *mut Tensor) -> Result<(), Stop> {
+        let Some(state) = &self.layer else { return Ok(()) };
+        let (n_used, n_tokens) = (state.n_used, state.n_tokens);
+        let Stream { residency, scratch, .. } = &mut *self.stream;
+        let Some(at) = self.routers.iter().position(|(l, _)| *l == layer) else { return Ok(()) };
+        let ahead = residency.look_ahead(layer, n_tokens) as usize;
+        let Some((_, Some(here))) = self.routers.get(at) else { return Ok(()) };
+        for (later, there) in self.routers.iter().skip(at + 1).take(ahead) {
+            let Some(there) = there else { continue };
+            // SAFETY: as `run`: everything before this layer's experts is computed.
+            let scores = unsafe {
+                let here = (layer, here);
+                scratch.guesses.scores(self.context, here, (*later, there), x)?
+            };
+            if !scores.is_empty() {
+                residency.predicted(*later, scores, n_used, n_tokens);
+            }
+        }
+        Ok(())
+    }
+
     /// The router of a layer is known once everything before node `i` is computed: reads its
     /// choice and asks for the experts.
     unsafe fn enter_layer(&mut self, i: usize, layer: u32, ids: *mut Tensor) -> Result<(), Stop> {
         // SAFETY: as `run`; `ids` is alive and, after `compute_to`, computed.
         unsafe {
             self.compute_to(i)?;
+            self.finish_all()?;
             self.stream.residency.computed();
             let Stream { memory, residency, scratch } = &mut *self.stream;
             read_i32(self.context, ids, &mut scratch.raw, &mut scratch.ids);
@@ -344,7 +465,8 @@ impl<'a> Walk<'a> {
                 passes::set(self.context, remapped, &scratch.remapped);
             }
             self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped });
-            Ok(())
+            let x = (*self.nodes[i]).src[1];
+            self.look_ahead(layer, x)
         }
     }
 
@@ -352,6 +474,7 @@ impl<'a> Walk<'a> {
         // SAFETY: `node` is a MUL_MAT whose first source is the streamed matrix.
         unsafe {
             self.compute_to(i)?;
+            self.finish_all()?;
             self.stream.residency.computed();
             self.layer = None;
             let offset = self.stream.residency.matrix(index)?;

@@ -27,6 +27,12 @@ pub struct PoolSpec {
     pub n_ubatch: usize,
     /// The most experts per token.
     pub n_used_max: usize,
+    /// Direct reads begin and end at multiples of this, in bytes; 0 or 1 if it does not matter.
+    pub block: usize,
+    /// By pool and part: where most of its slices begin in their files, modulo `block`. A slot
+    /// begins there too, with room for the rest of its first and last block, so that direct reads
+    /// land in place. A part that is absent lies slice by slice.
+    pub phases: HashMap<(u32, PartIndex), usize>,
 }
 
 /// One part of the slots of a pool.
@@ -73,6 +79,34 @@ struct Pool {
 struct PoolPart {
     tensor: *mut Tensor,
     bytes: usize,
+    /// From one slot to the next.
+    stride: usize,
+    /// Bytes before a slot's first that are its own.
+    head: usize,
+}
+
+/// One part of one slot, lent to be filled.
+#[derive(Debug)]
+pub struct SlotBuffer {
+    /// The slot with the room around it.
+    pub buffer: Buffer,
+    /// Bytes of it before the slice.
+    pub head: usize,
+    /// Bytes of it after the slice.
+    pub tail: usize,
+}
+
+/// Smaller allocations would waste a good part of a huge page.
+const HUGE_FROM_BYTES: usize = 16 << 20;
+
+/// Bytes from one slot to the next, for slices of `bytes` that begin at `phase` modulo `block`.
+#[must_use]
+pub const fn slot_stride(bytes: usize, block: usize, phase: Option<usize>) -> usize {
+    match phase {
+        // The last block of a slot and the first of the next one are not the same.
+        Some(phase) if phase > 0 => bytes + block,
+        _ => bytes,
+    }
 }
 
 /// The area that single rows of a table are read into.
@@ -135,7 +169,7 @@ impl StreamMemory {
             for (tensor, kind) in weights {
                 match kind {
                     StreamKind::Experts { layer, part } => {
-                        memory.add_pool_part(device, tensor, layer, part)?;
+                        memory.add_pool_part(device, spec, tensor, layer, part)?;
                     }
                     StreamKind::Matrix { index } => memory.add_matrix(tensor, index)?,
                     StreamKind::Rows => memory.add_rows(device, tensor, spec.n_ubatch)?,
@@ -170,15 +204,21 @@ impl StreamMemory {
     /// Lends one part of one slot, to be filled.
     ///
     /// `None` when there is no such slot or part, or it is lent already.
-    pub fn lend_slot(self: &Arc<Self>, pool: u32, part: PartIndex, slot: u32) -> Option<Buffer> {
+    pub fn lend_slot(
+        self: &Arc<Self>,
+        pool: u32,
+        part: PartIndex,
+        slot: u32,
+    ) -> Option<SlotBuffer> {
         let pool = self.pools.get(pool as usize)?;
-        let part = pool.parts.get(&part)?;
+        let &PoolPart { tensor, bytes, stride, head } = pool.parts.get(&part)?;
         if slot >= pool.slots {
             return None;
         }
-        // SAFETY: the tensor holds `slots` slices of `bytes`.
-        let start = unsafe { (*part.tensor).data.cast::<u8>().add(slot as usize * part.bytes) };
-        self.lend(start, part.bytes)
+        // SAFETY: the tensor holds `slots` slices, with `head` bytes before the first one.
+        let start = unsafe { (*tensor).data.cast::<u8>().add(slot as usize * stride).sub(head) };
+        let buffer = self.lend(start, stride)?;
+        Some(SlotBuffer { buffer, head, tail: stride - head - bytes })
     }
 
     /// Lends `len` bytes of the ring from `offset` on, to be filled.
@@ -291,6 +331,7 @@ impl StreamMemory {
     unsafe fn add_pool_part(
         &mut self,
         device: &TieredDevice,
+        spec: &PoolSpec,
         like: *const Tensor,
         layer: u32,
         part: PartIndex,
@@ -310,10 +351,23 @@ impl StreamMemory {
                     Err(format!("{} does not fit its pool", graph::name(like)))
                 };
             }
-            let slots = i64::from(pool.slots);
-            let tensor = sys::ggml_new_tensor_3d(self.ctx.as_ptr(), ty, ne[0], ne[1], slots);
-            self.place(device, tensor)?;
-            self.pools[index].parts.insert(part, PoolPart { tensor, bytes });
+            let slots = pool.slots;
+            let ctx = self.ctx.as_ptr();
+            let tensor = sys::ggml_new_tensor_3d(ctx, ty, ne[0], ne[1], i64::from(slots));
+            let (block, key) = (spec.block.max(1), (u32::try_from(index).unwrap_or(0), part));
+            // The kernels want whole blocks of their own too.
+            let align = sys::ggml_backend_buft_get_alignment(buft(device)).max(1);
+            let phase = spec.phases.get(&key).copied();
+            let phase = phase.filter(|p| *p < block && p % align == 0 && bytes % block == 0);
+            let stride = slot_stride(bytes, block, phase);
+            let head = phase.unwrap_or(0);
+            (*tensor).nb[2] = stride;
+            (*tensor).nb[3] = stride * slots as usize;
+            let (buffer, span) = self.allocate(device, block + stride * slots as usize)?;
+            let first = span.ptr.as_ptr();
+            let first = first.add(first.align_offset(block)).add(head);
+            sys::ggml_backend_tensor_alloc(buffer, tensor, first.cast());
+            self.pools[index].parts.insert(part, PoolPart { tensor, bytes, stride, head });
             Ok(())
         }
     }
@@ -368,8 +422,7 @@ impl StreamMemory {
     ) -> Result<(GgmlBuffer, HostSpan), String> {
         // SAFETY: the wrapped device is alive; the buffer is freed in `Drop`.
         unsafe {
-            let buft = sys::ggml_backend_dev_buffer_type(device.inner);
-            let buffer = sys::ggml_backend_buft_alloc_buffer(buft, bytes);
+            let buffer = sys::ggml_backend_buft_alloc_buffer(buft(device), bytes);
             if buffer.is_null() {
                 return Err(format!("no memory for {bytes} bytes of streamed weights"));
             }
@@ -378,9 +431,22 @@ impl StreamMemory {
             self.bytes += bytes as u64;
             let base = sys::ggml_backend_buffer_get_base(buffer).cast::<u8>();
             let ptr = NonNull::new(base).ok_or("a buffer without address")?;
+            // Before the first touch: direct reads into small pages cost the kernel four times as
+            // much.
+            if bytes >= HUGE_FROM_BYTES
+                && let Err(error) = hypura_io::prefer_huge_pages(ptr, bytes)
+            {
+                tracing::debug!("no huge pages: {error}");
+            }
             Ok((buffer, HostSpan { ptr, len: bytes }))
         }
     }
+}
+
+/// The wrapped device's memory.
+fn buft(device: &TieredDevice) -> sys::ggml_backend_buffer_type_t {
+    // SAFETY: the device is alive as long as the backend registry.
+    unsafe { sys::ggml_backend_dev_buffer_type(device.inner) }
 }
 
 impl Drop for StreamMemory {

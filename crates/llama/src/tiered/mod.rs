@@ -24,13 +24,14 @@ mod ledger;
 mod load;
 mod memory;
 mod passes;
+mod predict;
 
 use std::fmt;
 
 pub use device::TieredDevice;
 pub use ledger::Allocated;
 pub use load::{LoadStats, TieredParams, load};
-pub use memory::{PoolSpec, SlotPart, StreamMemory};
+pub use memory::{PoolSpec, SlotBuffer, SlotPart, StreamMemory, slot_stride};
 pub use passes::pass_bytes;
 
 /// What part of an expert a tensor holds; the bit number in a `Parts` mask.
@@ -113,6 +114,26 @@ pub trait Residency: Send {
     /// # Errors
     /// When a read failed.
     fn wait(&mut self, layer: u32, parts: u8) -> Result<(), ResidencyError>;
+
+    /// Waits until a read of `parts` of `layer` has ended; not at all if none is under way.
+    ///
+    /// # Errors
+    /// When a read failed.
+    fn wait_for_one(&mut self, layer: u32, parts: u8) -> Result<(), ResidencyError>;
+
+    /// Which later expert layers it wants to know about while `layer` is computed for `n_tokens`
+    /// tokens: as many layers after it.
+    fn look_ahead(&self, layer: u32, n_tokens: usize) -> u32 {
+        let _ = (layer, n_tokens);
+        0
+    }
+
+    /// What the router of `layer`, one of those that [`Residency::look_ahead`] asked for, would
+    /// say now: a score for each expert, for each of `n_tokens` tokens. It will choose `n_used` of
+    /// them for each token, probably those with the highest scores.
+    fn predicted(&mut self, layer: u32, scores: &[f32], n_used: usize, n_tokens: usize) {
+        let _ = (layer, scores, n_used, n_tokens);
+    }
 
     /// Makes a streamed matrix resident and returns its offset in the ring, in bytes.
     ///

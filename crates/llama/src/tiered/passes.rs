@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use super::compute::{Stop, compute_and_wait};
+use super::compute::{Scratch, Stop, compute_and_wait};
 use super::device::{BackendContext, Stream};
 use super::graph;
 use crate::abi::{self, Buffer, Graph, Tensor};
@@ -127,6 +127,52 @@ pub(super) unsafe fn run(
     result
 }
 
+/// Does the part of the matmul that belongs to `experts`, which have the slots that `slot_of` names
+/// and whose bytes are there; the rest of the result stays as it is.
+///
+/// # Safety
+/// As [`run`].
+pub(super) unsafe fn some(
+    context: &BackendContext,
+    scratch: &mut Scratch,
+    job: &Job,
+    experts: &[u32],
+) -> Result<(), Stop> {
+    let Scratch { pass, ids, slot_of, .. } = scratch;
+    let rows_max = (job.n_tokens * ROWS_FACTOR).max(1);
+    let rows_of = |expert: u32| ids.iter().filter(|id| id.unsigned_abs() == expert).count();
+    let mut rest = experts;
+    while !rest.is_empty() {
+        let (mut rows, mut n) = (0, 0);
+        while let Some(&expert) = rest.get(n) {
+            rows += rows_of(expert);
+            if n > 0 && rows > rows_max {
+                break;
+            }
+            n += 1;
+        }
+        let (group, tail) = rest.split_at(n);
+        rest = tail;
+        pass.group_slots.clear();
+        for expert in group {
+            let slot = slot_of.get(expert).copied();
+            pass.group_slots.push(slot.ok_or_else(|| Stop::Internal("no slot".into()))?);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { one_group(context, job, pass, ids, group)? };
+    }
+    Ok(())
+}
+
+/// Whether a matmul can be done in parts.
+///
+/// # Safety
+/// `node` is a MUL_MAT_ID of a live graph.
+pub(super) unsafe fn is_divisible(node: *mut Tensor) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { sys::ggml_is_contiguous((*node).src[1]) && sys::ggml_is_contiguous(node) }
+}
+
 unsafe fn one_group(
     context: &BackendContext,
     job: &Job,
@@ -203,10 +249,17 @@ unsafe fn one_group(
 const GRAPH_NODES: usize = 16;
 
 /// A ggml context for the descriptions of one small graph.
-struct Descriptions(NonNull<sys::ggml_context>);
+pub(super) struct Descriptions(NonNull<sys::ggml_context>);
 
 impl Descriptions {
-    fn new() -> Result<Descriptions, Stop> {
+    /// Tensors that there is room for.
+    pub(super) const NODES: usize = GRAPH_NODES;
+
+    pub(super) fn as_ptr(&self) -> *mut sys::ggml_context {
+        self.0.as_ptr()
+    }
+
+    pub(super) fn new() -> Result<Descriptions, Stop> {
         // SAFETY: descriptions only; freed in `Drop`.
         let ctx = unsafe {
             sys::ggml_init(sys::ggml_init_params {
@@ -229,7 +282,7 @@ impl Drop for Descriptions {
 
 impl PassScratch {
     /// Gives the tensors places in the scratch buffer, which grows if it must.
-    unsafe fn place(
+    pub(super) unsafe fn place(
         &mut self,
         context: &BackendContext,
         tensors: &[*mut Tensor],

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use hypura_gguf::{GgmlType, Metadata, Model, Value, Writer};
-use hypura_plan::{BandwidthPoint, Machine, Plan, Request};
+use hypura_plan::{BandwidthPoint, ComputeRate, Layout, Machine, Plan, Product, Request};
 
 use GgmlType::{F32, MXFP4, Q4_0, Q4_K, Q6_K, Q8_0};
 
@@ -361,6 +361,26 @@ pub(crate) fn all() -> Vec<(&'static str, Model)> {
     ]
 }
 
+/// Of all types that the models here have, as far as they matter.
+fn rates() -> Vec<ComputeRate> {
+    let mut rates = Vec::new();
+    for ty in [Q4_0, Q4_K, Q6_K, Q8_0, MXFP4] {
+        for product in [Product::Matrix, Product::Experts] {
+            for (layout, gain) in [(Layout::Plain, 1.0), (Layout::Fast, 1.25)] {
+                rates.push(ComputeRate {
+                    ty: ty.name().to_owned(),
+                    layout,
+                    product,
+                    n_in: 4096,
+                    decode_bytes_per_s: 4e10 * gain,
+                    prompt_flops_per_s: 5e11 * gain,
+                });
+            }
+        }
+    }
+    rates
+}
+
 /// Eight cores and a good NVMe drive.
 pub(crate) fn machine() -> Machine {
     let point = |read_bytes, depth, bytes_per_s| BandwidthPoint { read_bytes, depth, bytes_per_s };
@@ -375,9 +395,9 @@ pub(crate) fn machine() -> Machine {
             point(1 << 20, 16, 3.5e9),
         ],
         read_latency_s: 80e-6,
-        copy_bytes_per_s: 2e10,
-        decode_weight_bytes_per_s: 4e10,
-        prompt_flops_per_s: 5e11,
+        storage_is_fresh: false,
+        compute: rates(),
+        step_s: 5e-7,
     }
 }
 

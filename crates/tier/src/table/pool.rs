@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 
 use crate::{Parts, SlotId, SlotState};
 
-/// One slot. It is in its pool's index exactly if it is ready and idle, and among the free ones
-/// exactly if it holds no unit.
+/// One slot. It is in its pool's index exactly if it is ready, idle and not held, and among the
+/// free ones exactly if it holds no unit.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slot {
     pub(super) unit: Option<u32>,
     pub(super) ready: Parts,
     pub(super) filling: Parts,
     pub(super) in_use: bool,
+    /// Expected soon: not in the index, though ready and idle.
+    pub(super) held: bool,
     /// Brought in by read-ahead and not asked for yet.
     pub(super) speculated: bool,
     /// Its key in the index, while it is there.
@@ -93,9 +95,27 @@ impl Pool {
         Some((slot, Some(unit)))
     }
 
+    /// As [`Pool::take`], but passes over units for which `may_go` is false as long as there are
+    /// others.
+    pub(super) fn take_where(
+        &mut self,
+        may_go: impl Fn(u32) -> bool,
+    ) -> Option<(u32, Option<u32>)> {
+        if self.free.is_empty()
+            && let Some(&entry) = self.idle.iter().find(|(_, unit, _)| may_go(*unit))
+        {
+            self.idle.remove(&entry);
+            return Some((entry.2, Some(entry.1)));
+        }
+        self.take()
+    }
+
     /// Puts a slot into the index if it has become ready and idle.
     pub(super) fn settle(&mut self, slot_index: u32, key: f64) {
         let slot = &mut self.slots[slot_index as usize];
+        if slot.held {
+            return;
+        }
         if let (SlotState::Ready, Some(unit), None) = (slot.state(), slot.unit, slot.indexed) {
             let key = OrderedKey::new(key);
             slot.indexed = Some(key);

@@ -40,6 +40,63 @@ fn use_experts<P: Policy>(table: &mut SlotTable<P>, layer: u32, experts: &[u32])
 }
 
 #[test]
+fn an_expected_unit_takes_the_coldest_slot_whatever_its_past() {
+    let mut table = table(4, &[0], &[2]);
+    use_experts(&mut table, 0, &[0]);
+    use_experts(&mut table, 0, &[1]);
+    assert_eq!(table.speculate(unit(0, 2), GUD, Claim::Warmer), None, "never used: colder");
+    let grant = table.speculate(unit(0, 2), GUD, Claim::Expected).expect("expert 0 gives way");
+    assert_eq!((grant.slot, grant.fill), (SlotId(0), GUD));
+    assert_eq!(table.lookup(unit(0, 0)), None);
+    // What is being filled gives way to nobody.
+    assert!(table.speculate(unit(0, 3), GUD, Claim::Expected).is_some_and(|g| g.slot.0 == 1));
+    assert_eq!(table.speculate(unit(0, 0), GUD, Claim::Expected), None);
+}
+
+#[test]
+fn what_is_held_gives_way_last() {
+    let mut table = table(4, &[0], &[2]);
+    use_experts(&mut table, 0, &[0]);
+    use_experts(&mut table, 0, &[1]);
+    table.hold(unit(0, 0));
+    table.hold(unit(0, 3));
+    use_experts(&mut table, 0, &[2]);
+    assert!(table.lookup(unit(0, 0)).is_some(), "held, though colder than expert 1");
+    assert_eq!(table.lookup(unit(0, 1)), None);
+    // When slots run out, nothing is held any more.
+    use_experts(&mut table, 0, &[1, 3]);
+    assert_eq!(table.lookup(unit(0, 0)), None);
+    table.let_go(0);
+    use_experts(&mut table, 0, &[0, 2]);
+    table.hold(unit(0, 0));
+    table.let_go(0);
+    use_experts(&mut table, 0, &[3]);
+    assert_eq!(table.lookup(unit(0, 0)), None, "let go: the coldest again");
+}
+
+/// A prompt uses all experts of all layers in turn. With slots for three of four layers LRU finds
+/// nothing; scanning, one pass after the other finds what had its turn long ago.
+#[test]
+fn scanning_keeps_what_is_needed_next() {
+    let hits = |scanning| {
+        let mut table = table(4, &[0; 4], &[12]);
+        table.set_scanning(scanning);
+        let mut hits = 0;
+        for pass in 0..6 {
+            for layer in 0..4 {
+                let grants = use_experts(&mut table, layer, &[0, 1, 2, 3]);
+                let found = grants.iter().filter(|grant| grant.fill.is_empty()).count();
+                hits += if pass > 0 { found } else { 0 };
+            }
+        }
+        hits
+    };
+    assert_eq!(hits(false), 0);
+    // Of 16 lookups in a pass; Belady's optimum is 12 less the slots of the layer that is in use.
+    assert!(hits(true) >= 5 * 8, "{}", hits(true));
+}
+
+#[test]
 fn the_life_of_a_slot() {
     let mut table = table(4, &[0], &[2]);
     let mut grants = Vec::new();
@@ -129,21 +186,21 @@ fn abandoned_units_hold_nothing() {
 fn read_ahead_is_modest() {
     let mut table = table(4, &[0], &[2]);
     // Into free slots, even for a stranger.
-    let grant = table.speculate(unit(0, 0), Parts::ALL).expect("a free slot");
+    let grant = table.speculate(unit(0, 0), Parts::ALL, Claim::Warmer).expect("a free slot");
     assert_eq!((grant.slot, grant.fill), (SlotId(0), GUD));
-    assert_eq!(table.speculate(unit(0, 0), GUD), None, "under way already");
+    assert_eq!(table.speculate(unit(0, 0), GUD, Claim::Warmer), None, "under way already");
     table.filled(unit(0, 0), GUD);
     use_experts(&mut table, 0, &[1]);
     // A stranger is not warmer than a stranger.
-    assert_eq!(table.speculate(unit(0, 2), GUD), None);
+    assert_eq!(table.speculate(unit(0, 2), GUD, Claim::Warmer), None);
     table.note_routing(0, &[3]);
-    let grant = table.speculate(unit(0, 3), GUD).expect("expert 0 was never routed");
+    let grant = table.speculate(unit(0, 3), GUD, Claim::Warmer).expect("expert 0 was never routed");
     assert_eq!(grant.slot, SlotId(0));
     // Expert 1 is in use, and the other slot is being filled.
     let mut grants = Vec::new();
     table.acquire(0, &[1], GUD, &mut grants).expect("it is there");
     table.note_routing(0, &[2]);
-    assert_eq!(table.speculate(unit(0, 2), GUD), None);
+    assert_eq!(table.speculate(unit(0, 2), GUD, Claim::Warmer), None);
     table.filled(unit(0, 3), GUD);
     table.release_all();
     use_experts(&mut table, 0, &[3]);
@@ -392,7 +449,9 @@ fn compare(seed: u64, spec: TableSpec, n_operations: u32) {
                 expected.is_ok()
             }
             3 => {
-                let found = table.speculate(id, parts).map(|grant| (grant.fill, grant.pending));
+                let found = table
+                    .speculate(id, parts, Claim::Warmer)
+                    .map(|grant| (grant.fill, grant.pending));
                 assert_eq!(found, naive.speculate(id, parts));
                 found.is_some()
             }

@@ -1,0 +1,246 @@
+//! What the tiered backend asks of the streamer, in the order in which a graph is computed.
+
+use std::time::Duration;
+
+use hypura_io as io;
+use hypura_llama::tiered::{Residency, ResidencyError, Routing};
+use hypura_tier::{Parts, UnitId};
+
+use super::reads::{Read, Target};
+use super::ring::Ring;
+use super::{Streamer, bit};
+
+impl Residency for Streamer {
+    fn begin(&mut self, matrices: &[u32]) -> Result<(), ResidencyError> {
+        self.graphs += 1;
+        self.reads.check_files()?;
+        if !std::mem::replace(&mut self.clean, false) {
+            self.come_to_rest();
+        }
+        if let Some(table) = &mut self.table {
+            table.release_all();
+        }
+        if matrices.is_empty() {
+            return Ok(());
+        }
+        let changed = self.ring.as_mut().is_some_and(|ring| {
+            ring.computed();
+            ring.set_schedule(matrices)
+        });
+        if changed {
+            self.restart_ring(0);
+        }
+        self.read_ahead()
+    }
+
+    fn routed(&mut self, layer: u32, routing: Routing<'_>) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record(layer, routing);
+        }
+        let mut chosen: Vec<u32> = routing.ids.iter().map(|id| id.unsigned_abs()).collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        self.segments.next(self.missing_bytes(layer, &chosen));
+        self.judge_guesses(layer, routing, &chosen);
+        let Some(table) = &mut self.table else { return };
+        let mut experts = Vec::with_capacity(routing.n_used);
+        for token in routing.ids.chunks(routing.n_used.max(1)) {
+            experts.clear();
+            experts.extend(token.iter().map(|id| id.unsigned_abs()));
+            table.note_routing(layer, &experts);
+        }
+    }
+
+    fn capacity(&self, layer: u32) -> usize {
+        let pool = self.sources.layers.get(layer as usize).map(|l| l.pool as usize);
+        pool.and_then(|p| self.sources.slots.get(p)).map_or(0, |&slots| slots as usize)
+    }
+
+    fn is_resident(&self, layer: u32, expert: u32, parts: u8) -> bool {
+        let wanted = Parts::from_bits(parts);
+        self.table
+            .as_ref()
+            .and_then(|table| table.lookup(UnitId { layer, expert }))
+            .is_some_and(|(_, ready)| ready.contains(wanted))
+    }
+
+    fn experts(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        slots: &mut Vec<u32>,
+    ) -> Result<(), ResidencyError> {
+        if self.table.is_none() {
+            return Err(ResidencyError::Internal("there is no slot table".into()));
+        }
+        self.grants.clear();
+        if parts.count_ones() == 1 {
+            self.groups += 1;
+        }
+        let parts = Parts::from_bits(parts);
+        self.settle_cancelled(layer, experts)?;
+        let Some(table) = &mut self.table else { return Ok(()) };
+        if table.acquire(layer, experts, parts, &mut self.grants).is_err() {
+            // Slots that reads of an interrupted run still fill.
+            self.reads.drain(&mut self.arrived);
+            self.book();
+            self.check_failed()?;
+            let Some(table) = &mut self.table else { return Ok(()) };
+            table
+                .acquire(layer, experts, parts, &mut self.grants)
+                .map_err(|error| ResidencyError::Internal(error.to_string()))?;
+        }
+        slots.extend(self.grants.iter().map(|grant| grant.slot.0));
+        let Some(source) = self.sources.layers.get(layer as usize).cloned() else {
+            return Err(ResidencyError::Internal(format!("there is no expert layer {layer}")));
+        };
+        let grants = std::mem::take(&mut self.grants);
+        for grant in &grants {
+            let unit = UnitId { layer, expert: grant.expert };
+            for p in source.parts.iter().filter(|p| grant.pending.contains(bit(p.part))) {
+                let target = Target::Part { layer, expert: grant.expert, part: p.part };
+                match self.pending.get(&target) {
+                    Some(&tag) => self.reads.promote(tag),
+                    None => return Err(ResidencyError::Internal("a read has been lost".into())),
+                }
+            }
+            self.ahead.asked_for(unit);
+        }
+        // All slices of the first parts (gate and up) go out before the last one (down), which is
+        // needed last: see PartSource's order.
+        for part in &source.parts {
+            for grant in grants.iter().filter(|grant| grant.fill.contains(bit(part.part))) {
+                let unit = UnitId { layer, expert: grant.expert };
+                let place = (source.pool, *part);
+                self.read_part(unit, place, grant.slot.0, io::Priority::Demand)?;
+            }
+        }
+        self.grants = grants;
+        self.book();
+        self.check_failed()
+    }
+
+    fn is_pending(&mut self, layer: u32, parts: u8) -> bool {
+        self.reads.poll(&mut self.arrived);
+        self.book();
+        !self.failed.is_empty() || self.is_awaited(layer, parts)
+    }
+
+    fn wait(&mut self, layer: u32, parts: u8) -> Result<(), ResidencyError> {
+        while self.is_pending(layer, parts) {
+            self.wait_for_one(layer, parts)?;
+        }
+        Ok(())
+    }
+
+    fn wait_for_one(&mut self, layer: u32, parts: u8) -> Result<(), ResidencyError> {
+        self.check_failed()?;
+        if !self.is_awaited(layer, parts) {
+            return Ok(());
+        }
+        self.reads.wait(&mut self.arrived)?;
+        self.book();
+        self.check_failed()?;
+        // A file that was changed under us must not decide what is said next.
+        self.reads.check_files()
+    }
+
+    fn look_ahead(&self, layer: u32, n_tokens: usize) -> u32 {
+        let _ = layer;
+        if self.table.is_some() { self.ahead.layers(n_tokens) } else { 0 }
+    }
+
+    fn predicted(&mut self, layer: u32, scores: &[f32], n_used: usize, n_tokens: usize) {
+        if let Err(error) = self.guess(layer, scores, n_used, n_tokens) {
+            // The read is done again, and fails again, when its bytes are needed.
+            tracing::debug!("reading ahead: {error}");
+        }
+    }
+
+    fn matrix(&mut self, index: u32) -> Result<usize, ResidencyError> {
+        self.matrices += 1;
+        let mut restarted = false;
+        loop {
+            self.read_ahead()?;
+            let Some(ring) = &self.ring else {
+                return Err(ResidencyError::Internal("there is no ring".into()));
+            };
+            let Some(entry) = ring.front().filter(|entry| entry.index == index) else {
+                // The graph is another one than was read ahead for: go on where it is.
+                if restarted {
+                    return Err(ResidencyError::Internal(format!("matrix {index} has no room")));
+                }
+                restarted = true;
+                self.restart_here(index)?;
+                continue;
+            };
+            if let Some(reason) = self.ring.as_ref().and_then(|ring| ring.failure(entry.serial)) {
+                // The drive gets a second chance: the first read may have been long ago.
+                if restarted {
+                    return Err(ResidencyError::Read(reason));
+                }
+                restarted = true;
+                self.restart_here(index)?;
+                continue;
+            }
+            if entry.ready {
+                break;
+            }
+            self.wait_for(|t| *t == Target::Matrix { serial: entry.serial })?;
+        }
+        let offset = self.ring.as_mut().and_then(Ring::use_front);
+        offset.ok_or_else(|| ResidencyError::Internal(format!("matrix {index} is lost")))
+    }
+
+    fn rows(&mut self, rows: &[i32]) -> Result<(), ResidencyError> {
+        let Some(source) = self.sources.rows else {
+            return Err(ResidencyError::Internal("no table is streamed by rows".into()));
+        };
+        for (i, &row) in rows.iter().enumerate() {
+            let row = u64::from(row.unsigned_abs());
+            let buffer = self.memory.lend_row(i).filter(|_| row < source.n_rows);
+            let Some(buffer) = buffer else {
+                return Err(ResidencyError::Internal(format!("there is no row {row}")));
+            };
+            let read = Read {
+                file: source.file,
+                offset: source.offset + row * self.row_bytes as u64,
+                len: self.row_bytes,
+                buffer,
+                buffer_offset: 0,
+                slack: io::Slack::NONE,
+                priority: io::Priority::Demand,
+            };
+            self.submit(read, Target::Row { i })?;
+        }
+        self.wait_for(|target| matches!(target, Target::Row { .. }))
+    }
+
+    fn computed(&mut self) {
+        if let Some(table) = &mut self.table {
+            table.release_all();
+        }
+        if let Some(ring) = &mut self.ring {
+            ring.computed();
+        }
+        if let Err(error) = self.read_ahead().and_then(|()| self.warm()) {
+            // The read is done again, and fails again, when its bytes are needed.
+            tracing::debug!("reading ahead: {error}");
+        }
+        self.publish();
+    }
+
+    fn end(&mut self) -> Result<(), ResidencyError> {
+        self.clean = true;
+        self.segments.next(0);
+        self.publish_segments();
+        // A file that was changed under us must not have decided what was computed.
+        self.reads.check_files()
+    }
+
+    fn compute_time(&mut self, elapsed: Duration) {
+        self.compute += elapsed;
+        self.segments.computed(elapsed);
+    }
+}
