@@ -218,9 +218,14 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) no_history: bool,
 
-    /// How weights are read: through io_uring, by threads, or as the system allows
-    #[arg(long, value_enum, default_value_t = ReaderArg::Auto, hide = true)]
+    /// How streamed weights are read: by threads, through io_uring, or through io_uring where the
+    /// system allows it
+    #[arg(long, value_enum, default_value_t = ReaderArg::Pread, help_heading = COMPUTING)]
     pub(crate) reader: ReaderArg,
+
+    /// Reads under way at a time
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) read_depth: Option<u32>,
 
     /// Also write what each layer computed and missed to the --stats-json file
     #[arg(long, hide = true, requires = "stats_json")]

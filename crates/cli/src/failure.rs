@@ -92,7 +92,9 @@ impl Failure {
             return Some(match error {
                 LoadError::Plan(_)
                 | LoadError::BudgetTooSmall { .. }
-                | LoadError::ResidentTooLarge { .. } => Failure::Usage,
+                | LoadError::ResidentTooLarge { .. }
+                | LoadError::HotLayout
+                | LoadError::HotBaseline => Failure::Usage,
                 LoadError::Llama(llama::LoadError::Cancelled) => Failure::Interrupted,
                 LoadError::NothingToTrace => Failure::Usage,
                 LoadError::Llama(llama::LoadError::Io(_))

@@ -68,6 +68,36 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
+fn the_optimised_model_runs_as_the_original_does() {
+    let sandbox = Sandbox::new();
+    let source = find("qwen3moe").unwrap().model(Mix::Q4_0, 1).unwrap();
+    source.write(&sandbox.path("m.gguf")).unwrap();
+    let done = sandbox.run(&["optimize", "m.gguf", "hot.gguf"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let ask = ["-p", "hello", "--raw", "-n", "8", "--temperature", "0", "--threads", "1"];
+    let original = sandbox.run(&[&["run", "m.gguf"], &ask[..]].concat());
+    for memory in ["--memory=1GiB", "--weights-memory=600KiB"] {
+        let hot = sandbox.run(&[&["run", "hot.gguf", memory], &ask[..]].concat());
+        assert_eq!(hot.code, Some(0), "{hot:?}");
+        assert_eq!(hot.stdout, original.stdout, "{memory}");
+    }
+    for command in ["inspect", "estimate"] {
+        let seen = sandbox.run(&[command, "hot.gguf"]);
+        assert_eq!(seen.code, Some(0), "{command}: {seen:?}");
+    }
+    let baseline = sandbox.run(&[&["run", "hot.gguf", "--baseline=mmap"], &ask[..]].concat());
+    baseline.assert_fails(2, &["optimised", "original"], "a baseline");
+    if done.text().contains("rearranged for this CPU") {
+        let plain = sandbox.run(&[&["run", "hot.gguf", "--layout=plain"], &ask[..]].concat());
+        plain.assert_fails(2, &["--layout fast", "original"], "the plain layout");
+    }
+    let bytes = std::fs::read(sandbox.path("hot.gguf")).unwrap();
+    std::fs::write(sandbox.path("cut.gguf"), &bytes[..bytes.len() - 5000]).unwrap();
+    let cut = sandbox.run(&[&["run", "cut.gguf"], &ask[..]].concat());
+    cut.assert_fails(3, &["cut.gguf"], "a truncated file");
+}
+
+#[test]
 fn interrupted_it_leaves_nothing_behind() {
     let sandbox = Sandbox::new();
     // A matrix of 1 GiB that takes no room: only its header is written, the rest is a hole.

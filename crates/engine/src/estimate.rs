@@ -11,12 +11,12 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
-use hypura_gguf as gguf;
 use hypura_llama as llama;
 use hypura_plan::{self as plan, Forecast, Plan, Speed};
 use hypura_profile::Profile;
 use hypura_tier::{Trace, TraceError, TraceShape};
 
+use crate::hot::Opened;
 use crate::load::{LoadError, LoadOptions, make_plan};
 use crate::machine::{Survey, survey_with};
 use replay::{Replayed, replay};
@@ -112,7 +112,7 @@ pub fn estimate(
     options: &LoadOptions,
     estimate: &EstimateOptions,
 ) -> Result<Estimate, EstimateError> {
-    let model = gguf::Model::open(path).map_err(LoadError::from)?;
+    let model = Opened::open(path)?.into_model();
     let layout = plan_layout(options.layout);
     let cache_dir = options.profile_dir.as_deref();
     let (mut measured, mut disturbed) = (Vec::new(), false);

@@ -14,6 +14,7 @@ mod engine;
 mod estimate;
 mod generate;
 mod history;
+mod hot;
 mod load;
 mod machine;
 mod optimize;

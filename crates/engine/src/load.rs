@@ -13,7 +13,9 @@ use hypura_tier::TraceShape;
 
 use crate::estimate::plan_layout;
 use crate::history::HistoryFile;
+use crate::hot::Opened;
 use crate::machine;
+use crate::optimize::OtherCpu;
 use crate::pools::{SlotLayout, fit_pools};
 use crate::stream::{Shared, StreamStats, Streamer};
 use crate::streamed::Streamed;
@@ -82,7 +84,11 @@ impl Default for LoadOptions {
             keep_segments: false,
             trace: None,
             profile_dir: None,
-            reader: reader(io::EngineConfig::default()),
+            // Measured: docs/performance.md, "Reads".
+            reader: reader(io::EngineConfig {
+                kind: io::EngineKind::Pread,
+                ..io::EngineConfig::default()
+            }),
         }
     }
 }
@@ -94,6 +100,24 @@ pub enum LoadError {
     /// The file is not a model that can be read.
     #[error(transparent)]
     Open(#[from] gguf::OpenError),
+    /// The file is a hot file that can't be read.
+    #[error(transparent)]
+    Hot(#[from] gguf::hot::HotError),
+    /// The file is a hot file made on another kind of CPU.
+    #[error(transparent)]
+    OtherCpu(#[from] OtherCpu),
+    /// The file is a hot file, whose weights can't be had as they were.
+    #[error(
+        "this optimised model has only the fast layout of its weights; use --layout fast, or run \
+         the original model"
+    )]
+    HotLayout,
+    /// The file is a hot file, which llama.cpp's own loader does not know.
+    #[error(
+        "llama.cpp's own loader can't read an optimised model; run the original model, or leave \
+         out --baseline"
+    )]
+    HotBaseline,
     /// There is no plan for this budget.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -186,7 +210,9 @@ pub fn load(
     progress: Progress<'_>,
 ) -> Result<Loaded, LoadError> {
     let begin = Instant::now();
-    let model = gguf::Model::open(path)?;
+    let opened = Opened::open(path)?;
+    opened.check(options.layout)?;
+    let model = opened.model();
     let surveyed = machine::survey(path, options.profile_dir.as_deref(), options.threads);
     let free = surveyed.machine.free_memory_bytes;
     // Somewhat more may be had: a control group of just this size counts us already.
@@ -199,19 +225,24 @@ pub fn load(
     let mut options = options.clone();
     loop {
         let options = &mut options;
-        let plan = make_plan(&model, &surveyed, options, &pinned)?;
+        let plan = make_plan(model, &surveyed, options, &pinned)?;
         tracing::debug!(mode = ?plan.mode, bytes = ?plan.bytes, "planned");
         let weights = plan.bytes.resident_weights;
         let is_dense = plan.mode == Mode::DenseStreaming;
         let made = if is_dense && options.weights_memory_bytes.is_none() {
-            measured(&model, plan, &surveyed, options, &pinned)
-                .and_then(|plan| load_streamed(&model, plan, &surveyed, options, progress))
+            measured(&opened, plan, &surveyed, options, &pinned)
+                .and_then(|plan| load_streamed(&opened, plan, &surveyed, options, progress))
         } else if plan.mode == Mode::FullResident {
-            let source = llama::plain::Source::Direct;
-            load_resident(path, source, &plan, &surveyed, options, progress)
-                .and_then(|parts| check_resident(parts, &model))
+            let made = match &opened {
+                Opened::Plain(_) => {
+                    let source = llama::plain::Source::Direct;
+                    load_resident(path, source, &plan, &surveyed, options, progress)
+                }
+                Opened::Hot(_) => load_hot(&opened, plan, &surveyed, options, progress),
+            };
+            made.and_then(|parts| check_resident(parts, model))
         } else {
-            load_streamed(&model, plan, &surveyed, options, progress)
+            load_streamed(&opened, plan, &surveyed, options, progress)
         };
         match made {
             Ok(parts) => {
@@ -219,7 +250,7 @@ pub fn load(
                 if info.has_encoder || !info.has_decoder {
                     return Err(LoadError::NotGenerative);
                 }
-                return Ok(parts.into_loaded(model, &surveyed, options, begin));
+                return Ok(parts.into_loaded(opened.into_model(), &surveyed, options, begin));
             }
             Err(LoadError::ResidentTooLarge { needed_bytes })
                 if options.weights_memory_bytes.is_none() =>
@@ -243,7 +274,7 @@ pub fn load(
 /// # Errors
 /// As [`load`], as far as the plan goes.
 pub fn plan_only(path: &Path, options: &LoadOptions) -> Result<(gguf::Model, Plan), LoadError> {
-    let model = gguf::Model::open(path)?;
+    let model = Opened::open(path)?.into_model();
     let surveyed = machine::survey(path, options.profile_dir.as_deref(), options.threads);
     let plan = make_plan(&model, &surveyed, options, &[])?;
     Ok((model, plan))
@@ -260,7 +291,7 @@ pub fn load_baseline(
     progress: Progress<'_>,
 ) -> Result<Loaded, LoadError> {
     let begin = Instant::now();
-    let model = gguf::Model::open(path)?;
+    let Opened::Plain(model) = Opened::open(path)? else { return Err(LoadError::HotBaseline) };
     let surveyed = machine::survey(path, None, options.threads);
     let unlimited = LoadOptions { memory_bytes: Some(1 << 60), ..options.clone() };
     let plan = make_plan(&model, &surveyed, &unlimited, &[])?;
@@ -298,7 +329,7 @@ fn request(surveyed: &machine::Survey, options: &LoadOptions, pinned: &[String])
 /// and its buffers are made and measured. The estimate has to lie above the truth for every model,
 /// and each byte too much would be read again for every token.
 fn measured(
-    model: &gguf::Model,
+    opened: &Opened,
     plan: Plan,
     surveyed: &machine::Survey,
     options: &LoadOptions,
@@ -308,7 +339,7 @@ fn measured(
         plan::Request { ubatch_tokens: Some(plan.n_ubatch), ..request(surveyed, options, pinned) };
     let smallest = |memory_bytes| {
         let ask = plan::Request { memory_bytes, ..ask.clone() };
-        plan::plan(model, &surveyed.machine, &ask)
+        plan::plan(opened.model(), &surveyed.machine, &ask)
     };
     let bare = match smallest(0) {
         Err(PlanError::BudgetTooSmall { smallest_bytes, .. }) => smallest(smallest_bytes)?,
@@ -318,7 +349,7 @@ fn measured(
         return Ok(plan);
     }
     let (begin, before) = (Instant::now(), llama::process::rss_bytes());
-    let made = prepare(model, &bare, surveyed, options, &mut |_| true)?;
+    let made = prepare(opened, &bare, surveyed, options, &mut |_| true)?;
     let other = made.fixed_bytes.saturating_sub(bare.bytes.resident_weights + bare.bytes.ring);
     drop(made);
     llama::process::trim();
@@ -330,7 +361,7 @@ fn measured(
         "measured"
     );
     let ask = plan::Request { measured_other_bytes: Some(other), ..ask };
-    Ok(plan::plan(model, &surveyed.machine, &ask)?)
+    Ok(plan::plan(opened.model(), &surveyed.machine, &ask)?)
 }
 
 struct Parts {
@@ -413,6 +444,18 @@ fn load_resident(
     Ok(Parts { plan: plan.clone(), context, stream: None, load_stats })
 }
 
+/// As [`load_resident`], for a hot file.
+fn load_hot(
+    opened: &Opened,
+    plan: Plan,
+    surveyed: &machine::Survey,
+    options: &LoadOptions,
+    progress: Progress<'_>,
+) -> Result<Parts, LoadError> {
+    let Prepared { context, load_stats, .. } = prepare(opened, &plan, surveyed, options, progress)?;
+    Ok(Parts { plan, context, stream: None, load_stats })
+}
+
 /// With all weights in memory: whether the budget holds now that the buffers are there.
 fn check_resident(parts: Parts, model: &gguf::Model) -> Result<Parts, LoadError> {
     let bytes = &parts.plan.bytes;
@@ -436,12 +479,13 @@ struct Prepared {
 }
 
 fn prepare(
-    gguf: &gguf::Model,
+    opened: &Opened,
     plan: &Plan,
     surveyed: &machine::Survey,
     options: &LoadOptions,
     progress: Progress<'_>,
 ) -> Result<Prepared, LoadError> {
+    let gguf = opened.model();
     let files = gguf
         .files
         .iter()
@@ -453,9 +497,10 @@ fn prepare(
             return Err(LoadError::Other(format!("{path} changed while it was opened; try again")));
         }
     }
-    let streamed = Streamed::of(gguf, plan)?;
+    let streamed = Streamed::of(opened, plan)?;
     let (model, load_stats) = tiered::load(tiered::TieredParams {
         model: gguf,
+        hot: opened.hot(),
         files: files.clone(),
         reader: (options.reader)().map_err(LoadError::Other)?,
         streamed: &streamed.tensors,
@@ -469,7 +514,8 @@ fn prepare(
     let device = Arc::clone(model.tiered().ok_or_else(internal)?);
     llama::process::trim();
     let before_context = llama::process::rss_bytes();
-    let threads = threadpool(surveyed, POLL_STREAMED)?;
+    let is_streamed = plan.mode != Mode::FullResident;
+    let threads = threadpool(surveyed, if is_streamed { POLL_STREAMED } else { POLL_RESIDENT })?;
     let context = llama::Context::new(&model, &context_params(plan, options), &threads)?;
     let misused = device.misused();
     if !misused.is_empty() {
@@ -488,14 +534,14 @@ fn prepare(
 }
 
 fn load_streamed(
-    gguf: &gguf::Model,
+    opened: &Opened,
     mut plan: Plan,
     surveyed: &machine::Survey,
     options: &LoadOptions,
     progress: Progress<'_>,
 ) -> Result<Parts, LoadError> {
     let Prepared { context, device, streamed, files, load_stats, fixed_bytes } =
-        prepare(gguf, &plan, surveyed, options, progress)?;
+        prepare(opened, &plan, surveyed, options, progress)?;
     let layout = SlotLayout::of(&streamed.sources, &files);
     fit_pools(&mut plan, fixed_bytes, &layout, options.weights_memory_bytes)?;
     let mut sources = streamed.sources;
@@ -520,7 +566,7 @@ fn load_streamed(
             .map_err(LoadError::Other)?;
     streamer.set_abort_flag(context.abort_flag());
     if let Some(folder) = &options.history_dir {
-        streamer.set_history(HistoryFile::of(folder, gguf));
+        streamer.set_history(HistoryFile::of(folder, opened.model()));
     }
     let stream = streamer.shared();
     if options.keep_segments {

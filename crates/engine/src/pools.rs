@@ -14,7 +14,8 @@ const ROW_MAPPING_BYTES: u64 = 8;
 
 /// How slots lie, so that direct reads land in them without a copy: a slot begins at the same
 /// place of a block as the slice does in its file. In most files that is one place for all slices,
-/// as tensors are multiples of a drive's block long and only the header is not.
+/// as tensors are multiples of a drive's block long and only the header is not. Slots of a hot file
+/// begin at a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SlotLayout {
     /// Bytes of a block of direct reads; 1 if there are none.
@@ -32,8 +33,13 @@ impl SlotLayout {
         let block = blocks.max().unwrap_or(1).max(1);
         let mut counts: BTreeMap<(u32, u8), BTreeMap<usize, usize>> = BTreeMap::new();
         for layer in &sources.layers {
-            for part in layer.parts.iter().filter(|part| part.slice_bytes % block == 0) {
+            for part in &layer.parts {
                 let phase = usize::try_from(part.offset % block as u64).unwrap_or(0);
+                // In a hot file each slice begins at a block, and has the last one to itself.
+                let in_blocks = phase == 0 && part.stride.is_multiple_of(block as u64);
+                if !in_blocks && part.slice_bytes % block != 0 {
+                    continue;
+                }
                 let phases = counts.entry((layer.pool, part.part)).or_default();
                 *phases.entry(phase).or_default() += 1;
             }

@@ -1,9 +1,9 @@
 //! Which tensors of a plan are streamed, and where their bytes are.
 
-use hypura_gguf as gguf;
 use hypura_llama::tiered::{StreamKind, StreamedTensor};
 use hypura_plan::{Part, Placement, Plan};
 
+use crate::hot::Opened;
 use crate::load::LoadError;
 use crate::stream::{ExpertLayer, MatrixSource, PartSource, RowSource, Sources};
 
@@ -14,8 +14,14 @@ pub(crate) struct Streamed {
 }
 
 impl Streamed {
-    pub(crate) fn of(gguf: &gguf::Model, plan: &Plan) -> Result<Streamed, LoadError> {
+    pub(crate) fn of(opened: &Opened, plan: &Plan) -> Result<Streamed, LoadError> {
         let too_large = || LoadError::Other("a tensor is larger than the address space".into());
+        let bytes = |bytes: u64| usize::try_from(bytes).map_err(|_| too_large());
+        let place = |index| {
+            let missing = || LoadError::Other(format!("internal error: no tensor {index}"));
+            opened.place(index).ok_or_else(missing)
+        };
+        let gguf = opened.model();
         let mut tensors = Vec::new();
         let mut sources = Sources::default();
         for (layer, of) in plan.expert_layers.iter().enumerate() {
@@ -24,30 +30,35 @@ impl Streamed {
             for expert in &of.tensors {
                 let tensor = &gguf.tensors[expert.tensor];
                 let part = part_number(expert.part);
-                let slice = tensor.expert_bytes().ok_or_else(too_large)?;
+                let place = place(expert.tensor)?;
                 parts.push(PartSource {
                     part,
-                    file: tensor.file,
-                    offset: tensor.offset,
-                    slice_bytes: usize::try_from(slice).map_err(|_| too_large())?,
+                    file: place.file,
+                    offset: place.offset,
+                    slice_bytes: bytes(place.slice_bytes)?,
+                    stride: place.stride,
                 });
-                let kind = StreamKind::Experts { layer, part };
-                tensors.push(StreamedTensor { name: tensor.name.clone(), kind });
+                tensors.push(StreamedTensor {
+                    name: tensor.name.clone(),
+                    kind: StreamKind::Experts { layer, part },
+                    is_repacked: place.is_repacked,
+                });
             }
             // What is needed last is read last.
             parts.sort_by_key(|p| p.part == part_number(Part::Down));
             sources.layers.push(ExpertLayer { pool: of.pool, parts });
             sources.n_experts = sources.n_experts.max(of.n_experts);
         }
-        for (tensor, placement) in gguf.tensors.iter().zip(&plan.placements) {
+        for (index, (tensor, placement)) in gguf.tensors.iter().zip(&plan.placements).enumerate() {
+            let place = place(index)?;
             let kind = match placement {
                 Placement::Resident | Placement::ExpertPool { .. } | Placement::Unused => continue,
                 Placement::Ring => {
                     let index = u32::try_from(sources.matrices.len()).unwrap_or(u32::MAX);
                     sources.matrices.push(MatrixSource {
-                        file: tensor.file,
-                        offset: tensor.offset,
-                        bytes: usize::try_from(tensor.bytes).map_err(|_| too_large())?,
+                        file: place.file,
+                        offset: place.offset,
+                        bytes: bytes(place.slice_bytes)?,
                     });
                     StreamKind::Matrix { index }
                 }
@@ -56,14 +67,15 @@ impl Streamed {
                 }
                 Placement::Rows => {
                     sources.rows = Some(RowSource {
-                        file: tensor.file,
-                        offset: tensor.offset,
+                        file: place.file,
+                        offset: place.offset,
                         n_rows: tensor.dims[1],
                     });
                     StreamKind::Rows
                 }
             };
-            tensors.push(StreamedTensor { name: tensor.name.clone(), kind });
+            let is_repacked = place.is_repacked;
+            tensors.push(StreamedTensor { name: tensor.name.clone(), kind, is_repacked });
         }
         Ok(Streamed { tensors, sources })
     }

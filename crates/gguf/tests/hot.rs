@@ -172,22 +172,25 @@ fn experts_lie_in_blocks() {
     let model = source(folder.path(), &experts());
     let (_, hot) = hot_of(folder.path(), &model);
     let names = [
+        "blk.0.attn_q.weight",
         "blk.0.ffn_down_exps.weight",
         "blk.0.ffn_gate_exps.weight",
         "blk.0.ffn_up_exps.weight",
         "blk.1.ffn_gate_up_exps.weight",
         "blk.1.ffn_down_exps.weight",
+        "output.weight",
     ];
     check_same(&model, &hot, &names);
     assert_eq!(hot.source_name, "source.gguf");
-    // Parts lie in the order of use, down last.
+    // Parts lie in the order of use, down last; behind the experts the matrices.
     let names_of = |group: usize| -> Vec<&str> {
         let tensors = hot.groups()[group].tensors.iter();
         tensors.map(|&index| hot.view.tensors[index].name.as_str()).collect()
     };
-    assert_eq!(hot.groups().len(), 2);
-    assert_eq!(names_of(0), [names[1], names[2], names[0]]);
-    assert_eq!(names_of(1), [names[3], names[4]]);
+    assert_eq!(hot.groups().len(), 4);
+    assert_eq!(names_of(0), [names[2], names[3], names[1]]);
+    assert_eq!(names_of(1), [names[4], names[5]]);
+    assert_eq!((names_of(2), names_of(3)), (vec![names[0]], vec![names[6]]));
     // 96 rows of 256 in Q4_0, 5 of F32, 256 rows of 96: 13,824, 5,120 and 13,824 bytes.
     assert_eq!(hot.groups()[0].stride, 16384 + 8192 + 16384);
     assert_eq!((hot.groups()[0].blocks, hot.groups()[1].blocks), (3, 4));
@@ -216,7 +219,7 @@ fn a_split_set_becomes_one_file() {
     let model = Model::open(&paths.expect("written")[0]).expect("a sound set");
     let (_, hot) = hot_of(folder.path(), &model);
     assert_eq!(hot.view.files.len(), 1);
-    assert_eq!(hot.groups().len(), 2);
+    assert_eq!(hot.groups().len(), 4);
     check_same(&model, &hot, &model_names(&hot));
 }
 
@@ -365,35 +368,35 @@ fn tables_that_make_no_sense_are_refused() {
     };
     check("version", 2_u32.into(), "has version 2");
     check("source.name", 2_u32.into(), "source.name");
-    check("tensor.name", vec![1_u32; 5].into(), "tensor.name");
+    check("tensor.name", vec![1_u32; 7].into(), "tensor.name");
     for name in ["type", "n_dims", "group", "index", "dims", "offset", "layout"] {
         let name = format!("tensor.{name}");
-        check(&name, vec![0_u8; 5].into(), &name);
+        check(&name, vec![0_u8; 7].into(), &name);
         check(&name, vec![0_u32; 4].into(), &name);
     }
-    check("tensor.type", vec![4_u32; 5].into(), "tensor.type");
-    check("tensor.dims", vec![u64::MAX; 20].into(), "place of");
-    check("tensor.n_dims", vec![9_u32; 5].into(), "place of");
-    check("tensor.n_dims", vec![1_u32; 5].into(), "place of");
-    check("tensor.group", vec![0_u32; 5].into(), "place of");
-    check("tensor.group", vec![7_u32; 5].into(), "place of");
-    check("tensor.index", vec![2_u32, 3, 4, 8, 7].into(), "tensor.index");
-    check("tensor.index", vec![2_u32, 3, 4, 7, 99].into(), "tensor.index");
-    check("tensor.offset", vec![0_u64; 5].into(), "place of");
-    check("tensor.offset", vec![1_u64; 5].into(), "place of");
-    check("tensor.offset", vec![u64::MAX - 4095; 5].into(), "place of");
-    check("group.offset", vec![0_u64, 0].into(), "group.offset");
-    check("group.offset", vec![0_u64, 4095].into(), "group.offset");
-    check("group.offset", vec![0_u64, u64::MAX - 4095].into(), "group.offset");
-    check("group.stride", vec![0_u64, 0].into(), "group.offset");
-    check("group.stride", vec![1_u64 << 62, 4096].into(), "group.offset");
+    check("tensor.type", vec![4_u32; 7].into(), "tensor.type");
+    check("tensor.dims", vec![u64::MAX; 28].into(), "place of");
+    check("tensor.n_dims", vec![9_u32; 7].into(), "place of");
+    check("tensor.n_dims", vec![1_u32; 7].into(), "place of");
+    check("tensor.group", vec![0_u32; 7].into(), "place of");
+    check("tensor.group", vec![7_u32; 7].into(), "place of");
+    check("tensor.index", vec![1_u32, 2, 3, 4, 8, 7, 11].into(), "tensor.index");
+    check("tensor.index", vec![1_u32, 2, 3, 4, 7, 8, 99].into(), "tensor.index");
+    check("tensor.offset", vec![0_u64; 7].into(), "place of");
+    check("tensor.offset", vec![1_u64; 7].into(), "place of");
+    check("tensor.offset", vec![u64::MAX - 4095; 7].into(), "place of");
+    check("group.offset", vec![0_u64; 4].into(), "group.offset");
+    check("group.offset", vec![0_u64, 4095, 1 << 20, 1 << 21].into(), "group.offset");
+    check("group.offset", vec![0_u64, 1 << 20, 1 << 21, u64::MAX - 4095].into(), "group.offset");
+    check("group.stride", vec![0_u64; 4].into(), "group.offset");
+    check("group.stride", vec![1_u64 << 62, 4096, 4096, 4096].into(), "group.offset");
     check("group.blocks", vec![3_u32].into(), "group.");
-    check("group.blocks", vec![3_u32, 3].into(), "place of");
-    check("group.blocks", vec![3_u32, 5].into(), "group.offset");
-    check("group.checksum", vec![0_u8; 63].into(), "group.checksum");
+    check("group.blocks", vec![3_u32, 3, 1, 1].into(), "place of");
+    check("group.blocks", vec![3_u32, 5, 1, 1].into(), "group.offset");
+    check("group.checksum", vec![0_u8; 127].into(), "group.checksum");
     check("plain.checksum", vec![0_u8; 31].into(), "plain.checksum");
     check("header.checksum", vec![0_u8; 32].into(), "header is damaged");
-    check("group.checksum", vec![0_u8; 64].into(), "header is damaged");
+    check("group.checksum", vec![0_u8; 128].into(), "header is damaged");
     let untouched = changed(&model, |_| {});
     HotModel::of(&untouched).expect("nothing was changed");
     let other = changed(&model, |metadata| {

@@ -74,17 +74,22 @@ struct Extent {
     bytes: u64,
     file: usize,
     offset: u64,
+    /// Its bytes lie in pieces of this many: all of them, but in hot files.
+    slice_bytes: u64,
+    /// Bytes from one piece to the next.
+    stride: u64,
     streamed: bool,
 }
 
 impl VirtualGguf {
     /// The virtual file of `model`, read through `reader` from `files` (in the order of
-    /// `model.files`). Tensors for which `streamed` holds are skipped.
+    /// `model.files`). Tensors for which `streamed` holds are skipped. If `model` is the view of a
+    /// hot file, that says where its tensors lie.
     ///
     /// # Errors
     /// When no header can be written for the model.
     pub fn new(
-        model: &gguf::Model,
+        (model, hot): (&gguf::Model, Option<&gguf::hot::HotModel>),
         files: Vec<Arc<io::File>>,
         reader: Box<dyn io::ReadEngine>,
         streamed: impl Fn(&str) -> bool,
@@ -96,12 +101,18 @@ impl VirtualGguf {
             .tensors
             .iter()
             .zip(&header.offsets)
-            .map(|(tensor, offset)| Extent {
-                start: data + offset,
-                bytes: tensor.bytes,
-                file: tensor.file,
-                offset: tensor.offset,
-                streamed: streamed(&tensor.name),
+            .enumerate()
+            .map(|(index, (tensor, offset))| {
+                let place = hot.and_then(|hot| hot.place(index));
+                Extent {
+                    start: data + offset,
+                    bytes: tensor.bytes,
+                    file: tensor.file,
+                    offset: place.map_or(tensor.offset, |place| place.offset),
+                    slice_bytes: place.map_or(tensor.bytes, |place| place.slice_bytes),
+                    stride: place.map_or(tensor.bytes, |place| place.stride),
+                    streamed: streamed(&tensor.name),
+                }
             })
             .collect();
         let counts = Arc::new(ServeCounts {
@@ -266,17 +277,18 @@ impl Windows {
     }
 
     fn submit(&mut self, extent: &Extent, from: u64) -> Result<()> {
-        let rest = usize::try_from(extent.bytes - from).unwrap_or(usize::MAX);
+        let slice_bytes = extent.slice_bytes.max(1);
+        let (slice, inside) = (from / slice_bytes, from % slice_bytes);
+        let offset = extent.offset + slice * extent.stride + inside;
+        let rest = usize::try_from(slice_bytes - inside).unwrap_or(usize::MAX);
         let len = rest.min(WINDOW_BYTES);
         let buffer = match self.spare.pop() {
             Some(buffer) => buffer,
             None => io::Buffer::aligned(WINDOW_BYTES, 4096).map_err(Error::other)?,
         };
         let file = self.files.get(extent.file).ok_or_else(|| Error::other("no such file"))?;
-        let request = io::ReadRequest {
-            len,
-            ..io::ReadRequest::new(Arc::clone(file), extent.offset + from, buffer, 0)
-        };
+        let request =
+            io::ReadRequest { len, ..io::ReadRequest::new(Arc::clone(file), offset, buffer, 0) };
         self.reader.submit(request).map_err(|_| Error::other("the read queue is full"))?;
         self.next = Some(Pending { tensor: extent.start, from, len });
         Ok(())

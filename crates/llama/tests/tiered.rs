@@ -176,7 +176,8 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
             let slice = tensor.expert_range(0).unwrap();
             class.push(slice.len);
             parts.insert((layer, part), (slice.offset, usize::try_from(slice.len).unwrap()));
-            names.push(StreamedTensor { name, kind: StreamKind::Experts { layer, part } });
+            let kind = StreamKind::Experts { layer, part };
+            names.push(StreamedTensor { name, kind, is_repacked: false });
         }
         let pool = classes.iter().position(|c| *c == class).unwrap_or_else(|| {
             classes.push(class);
@@ -189,6 +190,7 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
     let reader = Box::new(io::PreadPool::new(io::PoolConfig::default()).unwrap());
     let params = tiered::TieredParams {
         model: &model,
+        hot: None,
         files: vec![open()],
         reader,
         streamed: &names,

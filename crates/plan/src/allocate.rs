@@ -28,8 +28,9 @@ use crate::number::total;
 const RING_SHARE: u64 = 16;
 /// ... this many bytes of read-ahead, which keep a drive busy for tens of milliseconds ...
 const READ_AHEAD_BYTES: u64 = 64 << 20;
-/// ... or this many times the two largest matrices (about one layer's network), if that is more.
-const READ_AHEAD_DOUBLES: u64 = 2;
+/// ... or this many halves of the two largest matrices, if that is more: one is computed with, one
+/// arrives, and one is asked for, so that the drive never waits.
+const READ_AHEAD_HALVES: u64 = 3;
 
 /// What is held.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +156,7 @@ fn equal_shares(inventory: &Inventory, capacity: u64, slots_max: u64) -> Vec<u64
 /// output matrix, which is first in order and often by far the largest, counts only if it streams.
 fn ring_bytes(inventory: &Inventory, room: u64, resident_room: u64) -> u64 {
     let size = |two_largest: u64| {
-        let wanted = READ_AHEAD_BYTES.max(two_largest.saturating_mul(READ_AHEAD_DOUBLES));
+        let wanted = READ_AHEAD_BYTES.max((two_largest / 2).saturating_mul(READ_AHEAD_HALVES));
         (room / RING_SHARE).clamp(two_largest, wanted)
     };
     let Some((first, others)) = inventory.dense.split_first() else { return 0 };

@@ -25,6 +25,8 @@ pub const THREAD_SCRATCH_BYTES: u64 = 1 << 20;
 pub const GRAPH_BYTES_PER_TENSOR: u64 = 8 * 3 * 512;
 /// What ggml's allocator loses to alignment and order, in percent of the compute buffer.
 pub const COMPUTE_MARGIN_PERCENT: u64 = 15;
+/// Rows per token of a pass over some of a layer's experts (`pass_bytes` in `hypura-llama`).
+const PASS_ROWS_FACTOR: u64 = 2;
 /// Bytes of one row mapping in the CPU's `MUL_MAT_ID` (`mmid_row_mapping` in `ggml-cpu.c`).
 const ROW_MAPPING_BYTES: u64 = 8;
 /// `MUL_MAT_ID` on the CPU also counts rows and chunks per expert: 8 bytes and one cache line.
@@ -110,7 +112,7 @@ impl Widths {
 
     /// What a micro-batch of `n_ubatch` tokens needs. `largest_pool` is the number of experts that
     /// one `MUL_MAT_ID` sees as its weights (slots of a pool, or experts of a layer), and `passes`
-    /// whether a layer may need more experts than its pool has slots.
+    /// whether matmuls may be done some experts at a time.
     pub(crate) fn scratch(
         &self,
         request: &Request,
@@ -163,7 +165,7 @@ impl Widths {
 
     /// `ggml_graph_plan` in `ggml-cpu.c`: the converted rows of the widest product, and for
     /// `MUL_MAT_ID` a row mapping per expert, expert used and token. A pass gathers the rows of its
-    /// experts and holds their results; in the worst case one pass has all rows.
+    /// experts and holds their results, for at most `PASS_ROWS_FACTOR` rows per token.
     fn work_bytes(&self, cores: u32, n_ubatch: u64, largest_pool: u64, passes: bool) -> u64 {
         let expert_rows = product([self.n_used, n_ubatch]);
         let dense_row = self.n_embd.max(self.ff).max(self.attention).max(self.recurrent.0);
@@ -171,7 +173,8 @@ impl Widths {
         let converted = product([n_ubatch, dense_row]).max(product([expert_rows, expert_row]));
         let converted = converted.saturating_mul(CONVERTED_ELEMENT_BYTES);
         let gathered = if passes {
-            product([expert_rows, self.n_embd.saturating_add(self.ff_expert), 4])
+            let rows = product([self.n_used.min(PASS_ROWS_FACTOR), n_ubatch]);
+            product([rows, self.n_embd.saturating_add(self.ff_expert), 4])
         } else {
             0
         };

@@ -5,7 +5,7 @@ mod why;
 use hypura_gguf::{Hparams, Model, Role};
 
 use crate::allocate::{Allocation, allocate, smallest};
-use crate::inventory::{Inventory, Kind};
+use crate::inventory::{Inventory, Kind, SizeClass};
 use crate::kv::CTX_ALIGN_TOKENS;
 use crate::machine::Machine;
 use crate::memory::{IO_BUFFERS_BYTES, Scratch, Widths, base_bytes};
@@ -21,11 +21,11 @@ use crate::speed::{Speed, planned_speed};
 const UBATCH_STEP: u32 = 32;
 /// Beyond this a larger micro-batch gains little: products are bound by arithmetic.
 const UBATCH_MAX: u32 = 512;
-/// Where every token needs every weight, a micro-batch needs no more tokens than it takes to compute
-/// for this many times as long as its reads take; but at least `UBATCH_DENSE_MIN`, where products
-/// become bound by arithmetic. A larger one would take memory that weights could have.
+/// A micro-batch of a model that streams needs no more tokens than it takes to compute for this many
+/// times as long as the reads of all that is missing take; but at least `UBATCH_HIDING_MIN`, where
+/// products become bound by arithmetic. A larger one would take memory that weights could have.
 const UBATCH_HIDES: f64 = 1.5;
-const UBATCH_DENSE_MIN: u32 = 64;
+const UBATCH_HIDING_MIN: u32 = 64;
 /// Micro-batches get one part in this many of what the budget has beyond the smallest one.
 const SCRATCH_SHARE: u64 = 8;
 /// If the CPU's row mappings for one pool of all layers took more than one part in this many of the
@@ -48,6 +48,21 @@ pub fn plan(model: &Model, machine: &Machine, request: &Request) -> Result<Plan,
     Planner::new(model, machine, request)?.plan()
 }
 
+/// Elements of the matrices that a token is multiplied with: all but the input embedding, and of the
+/// experts those that it uses.
+fn active_weights(model: &Model, inventory: &Inventory) -> u64 {
+    let most = |of: fn(&SizeClass) -> u64| inventory.classes.iter().map(of).max().unwrap_or(1);
+    let (n_used, n_experts) = (most(|class| class.n_used), most(|class| class.n_experts).max(1));
+    let tensors = model.tensors.iter().filter(|tensor| tensor.role != Role::TokenEmbedding);
+    total(tensors.map(|tensor| {
+        let elements = product(tensor.dims);
+        match tensor.role {
+            Role::Expert(_) => elements / n_experts * n_used,
+            _ => elements,
+        }
+    }))
+}
+
 struct Planner<'a> {
     model: &'a Model,
     machine: &'a Machine,
@@ -57,8 +72,8 @@ struct Planner<'a> {
     n_ctx: u32,
     n_ctx_why: String,
     base: u64,
-    /// Elements of all matrices that a token is multiplied with in a dense model.
-    n_weights: u64,
+    /// Elements of all matrices that a token is multiplied with.
+    active_weights: u64,
 }
 
 /// How slots of a class are pooled.
@@ -107,13 +122,7 @@ impl<'a> Planner<'a> {
         Ok(Self {
             widths: Widths::of(model, &hparams, &inventory),
             base: base_bytes(&hparams),
-            n_weights: total(
-                model
-                    .tensors
-                    .iter()
-                    .filter(|tensor| tensor.role != Role::TokenEmbedding)
-                    .map(|tensor| product(tensor.dims)),
-            ),
+            active_weights: active_weights(model, &inventory),
             model,
             machine,
             request,
@@ -262,9 +271,19 @@ impl<'a> Planner<'a> {
         self.scratch_of(&least, Pooling::Global, self.ubatch_min())
     }
 
-    /// What the largest micro-batch needs with a pool for each layer and passes in all of them.
+    /// What the largest micro-batch needs: with one pool of all layers, if its row mappings don't
+    /// take too much, else with a pool for each layer.
     fn largest_scratch(&self) -> u64 {
-        self.scratch(self.streaming_ubatch_max(), self.experts_max(), true).total()
+        let n_ubatch = self.streaming_ubatch_max();
+        let units = self.inventory.classes.iter().map(|class| class.n_units()).max().unwrap_or(0);
+        let pool =
+            if self.routing_takes_too_much(n_ubatch, units) { self.experts_max() } else { units };
+        self.scratch(n_ubatch, pool, true).total()
+    }
+
+    fn routing_takes_too_much(&self, n_ubatch: u32, slots: u64) -> bool {
+        self.widths.routing_bytes(n_ubatch.into(), slots)
+            > self.request.memory_bytes / ROUTING_SHARE
     }
 
     /// Whether the smallest micro-batch fits into `share`, with one pool or with many. It is judged
@@ -298,9 +317,8 @@ impl<'a> Planner<'a> {
     /// row mappings take too much.
     fn poolings(&self, allocation: &Allocation, n_ubatch: u32) -> [Option<Pooling>; 2] {
         let slots = allocation.slots.iter().copied().max().unwrap_or(0);
-        let routing = self.widths.routing_bytes(n_ubatch.into(), slots);
         let per_layer = self.each_layer_has_enough(allocation).then_some(Pooling::PerLayer);
-        if routing > self.request.memory_bytes / ROUTING_SHARE {
+        if self.routing_takes_too_much(n_ubatch, slots) {
             [per_layer, Some(Pooling::Global)]
         } else {
             [Some(Pooling::Global), per_layer]
@@ -314,14 +332,8 @@ impl<'a> Planner<'a> {
             Pooling::PerLayer => slots.div_ceil((class.layers.len() as u64).max(1)),
         };
         let largest_pool = classes.clone().map(largest).max().unwrap_or(0);
-        // A layer needs passes if it may need more experts than its pool has slots.
-        let passes = classes.clone().any(|(class, &slots)| {
-            let per_pool = match pooling {
-                Pooling::Global => slots,
-                Pooling::PerLayer => slots / (class.layers.len() as u64).max(1),
-            };
-            per_pool < class.n_experts
-        });
+        // Experts are computed as they arrive, so any layer's matmuls may be done in parts.
+        let passes = !self.inventory.classes.is_empty();
         self.scratch(n_ubatch, largest_pool, passes)
     }
 
@@ -357,21 +369,23 @@ impl<'a> Planner<'a> {
         (0..=(max - min) / UBATCH_STEP).map(move |step| max - step * UBATCH_STEP)
     }
 
-    /// The largest micro-batch worth its memory: for a dense model the smallest one that hides its
-    /// reads behind computing, as a power of two, so that a slightly different measurement gives the
+    /// The largest micro-batch worth its memory: the smallest one that hides its reads behind
+    /// computing, as a power of two, so that a slightly different measurement gives the
     /// same plan.
     fn streaming_ubatch_max(&self) -> u32 {
         let most = self.ubatch_max();
-        if !self.inventory.classes.is_empty() || self.request.ubatch_tokens.is_some() {
+        if self.request.ubatch_tokens.is_some() {
             return most;
         }
-        let least = self.scratch(UBATCH_DENSE_MIN.min(most), 0, false).total();
+        let experts = self.experts_max();
+        let least = self.scratch(UBATCH_HIDING_MIN.min(most), experts, experts > 0).total();
         let weights = self.request.memory_bytes.saturating_sub(self.overhead() + least);
+        let weights = self.request.weights_memory_bytes.map_or(weights, |cap| cap.min(weights));
         let missing = self.inventory.used_bytes.saturating_sub(weights);
         let read_s = missing as f64 / self.machine.stream_bytes_per_s();
-        let flops_per_token = 2.0 * self.n_weights as f64;
+        let flops_per_token = 2.0 * self.active_weights as f64;
         let token_s = flops_per_token / self.machine.prompt_flops_per_s();
-        let mut tokens = UBATCH_DENSE_MIN;
+        let mut tokens = UBATCH_HIDING_MIN;
         while tokens < most && f64::from(tokens) * token_s < UBATCH_HIDES * read_s {
             tokens *= 2;
         }

@@ -174,7 +174,7 @@ fn a_limit_on_weights() {
     assert_eq!(plan.mode, Mode::ExpertStreaming);
     assert!(plan.bytes.weights() <= model.weight_bytes() / 2);
     assert!(plan.bytes.weights() > model.weight_bytes() * 49 / 100, "and uses it");
-    assert_eq!(plan.n_ubatch, 512);
+    assert_eq!(plan.n_ubatch, 256);
 }
 
 /// What must be resident is, at every budget that works, and so are the other parts of its experts.

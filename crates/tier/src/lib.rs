@@ -27,7 +27,7 @@ pub use policy::{
 };
 pub use predict::{
     Coactivation, EarlyRouter, Frequency, Guess, MAX_COUNTERS, Mix, PredictionStats, Predictor,
-    PredictorError, PredictorKind, PreviousToken, Source, evaluate, union_of_best,
+    PredictorError, PredictorKind, PreviousToken, Source, evaluate,
 };
 pub use replay::{
     Learned, Replacement, ReplayError, ReplayStats, Sharing, Simulation, belady, replay,

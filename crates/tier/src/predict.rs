@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::TraceShape;
 pub use coactivation::{Coactivation, Source};
-pub use early::{EarlyRouter, Guess, union_of_best};
+pub use early::{EarlyRouter, Guess};
 pub use evaluate::{PredictionStats, evaluate};
 pub use history::{Frequency, PreviousToken};
 pub use mix::Mix;

@@ -98,6 +98,7 @@ pub struct SlotTable<P: Policy = Lrfu> {
     /// Units that are expected soon, and give way to nobody until then.
     held: Vec<u32>,
     scanning: bool,
+    own_layer_discount: f64,
     clock: Clock,
     layers: Vec<LayerStats>,
     routed: Vec<u64>,
@@ -141,11 +142,16 @@ impl<P: Policy> SlotTable<P> {
         }
         Ok(Self {
             policy,
-            pools: spec.slots_of_pool.iter().map(|&slots| Pool::new(slots)).collect(),
+            pools: spec
+                .slots_of_pool
+                .iter()
+                .map(|&slots| Pool::new(slots, spec.n_experts))
+                .collect(),
             slot_of_unit: vec![NO_SLOT; n_units],
             in_use: Vec::new(),
             held: Vec::new(),
             scanning: false,
+            own_layer_discount: 0.0,
             clock: Clock::default(),
             layers: vec![LayerStats::default(); layers],
             routed: vec![0; n_units],
@@ -304,6 +310,13 @@ impl<P: Policy> SlotTable<P> {
     /// is what is used most.
     pub fn set_scanning(&mut self, scanning: bool) {
         self.scanning = scanning;
+    }
+
+    /// When a layer needs a slot, what else it holds counts as colder by this much (in the unit of
+    /// the policy's keys; for [`Lrfu`] 1 is half as often used): it is needed a whole token later
+    /// than what the next layers hold. 0 until this is called.
+    pub fn set_own_layer_discount(&mut self, discount: f64) {
+        self.own_layer_discount = discount;
     }
 
     /// `unit` is expected to be asked for soon: if it is ready and idle, it gives way to nobody
@@ -466,7 +479,11 @@ impl<P: Policy> SlotTable<P> {
             2 * turns > n_layers
         };
         let pool = &mut self.pools[self.spec.pool_of_layer[layer as usize] as usize];
-        let taken = if self.scanning { pool.take_where(is_far) } else { pool.take() };
+        let taken = if self.scanning {
+            pool.take_where(layer, is_far)
+        } else {
+            pool.take(layer, self.own_layer_discount)
+        };
         let Some((slot_index, victim)) = taken else { return false };
         if let Some(victim) = victim {
             self.slot_of_unit[victim as usize] = NO_SLOT;

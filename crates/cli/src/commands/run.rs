@@ -42,7 +42,13 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     options.speculate = !args.no_speculate;
     options.keep_segments = args.segments;
     let defaults = io::EngineConfig::default();
-    options.reader = reader(io::EngineConfig { kind: args.reader.kind(), ..defaults });
+    let depth = args.read_depth.map_or(defaults.depth, |depth| depth as usize);
+    options.reader = reader(io::EngineConfig {
+        kind: args.reader.kind(),
+        depth,
+        read_ahead_depth: defaults.read_ahead_depth.min(depth),
+        ..defaults
+    });
     if args.no_history {
         options.history_dir = None;
     }

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use hypura_io as io;
 use hypura_llama::tiered::{ResidencyError, Routing};
-use hypura_tier::{Claim, EarlyRouter, Guess, Parts, UnitId, union_of_best};
+use hypura_tier::{Claim, EarlyRouter, Guess, Parts, UnitId};
 use serde::Serialize;
 
 use super::reads::Target;
@@ -47,8 +47,10 @@ impl AheadStats {
     }
 }
 
-/// From this many tokens on, a micro-batch is a prompt's: all that it names is read ahead.
-pub(super) const PROMPT_TOKENS: usize = 8;
+/// From this many tokens on, a micro-batch is a prompt's. It looks not ahead: its experts are computed
+/// as they arrive, which hides nearly all reads, and what is read for the next layer before this one
+/// has given up its slots costs others theirs (30% more was read, and nothing gained).
+const PROMPT_TOKENS: usize = 8;
 /// Layers that are looked ahead for a single token.
 const LAYERS: u32 = 1;
 /// An expert of a single token is read ahead if it will be chosen at least this probably.
@@ -108,11 +110,7 @@ impl Ahead {
 
     /// How many layers ahead to look.
     pub(super) fn layers(&self, n_tokens: usize) -> u32 {
-        match (self.is_on && self.pause == 0, n_tokens >= PROMPT_TOKENS) {
-            (false, _) => 0,
-            (true, true) => 1,
-            (true, false) => LAYERS,
-        }
+        if self.is_on && self.pause == 0 && n_tokens == 1 { LAYERS } else { 0 }
     }
 
     /// Whether nobody waits for the unit's bytes.
@@ -152,20 +150,14 @@ impl Streamer {
         layer: u32,
         scores: &[f32],
         n_used: usize,
-        n_tokens: usize,
     ) -> Result<(), ResidencyError> {
         let Some(source) = self.sources.layers.get(layer as usize).cloned() else { return Ok(()) };
-        let mut experts = Vec::new();
-        if n_tokens == 1 {
-            let mut guesses = Vec::new();
-            self.ahead.early.rate(layer, scores, &mut guesses);
-            let named = guesses.iter().take(n_used).map(|guess| guess.expert).collect();
-            self.ahead.named.insert(layer, named);
-            let likely = |guess: &&Guess| guess.probability >= LIKELY;
-            experts.extend(guesses.iter().take_while(likely).map(|guess| guess.expert));
-        } else {
-            union_of_best(scores, self.sources.n_experts as usize, n_used, &mut experts);
-        }
+        let mut guesses = Vec::new();
+        self.ahead.early.rate(layer, scores, &mut guesses);
+        let named = guesses.iter().take(n_used).map(|guess| guess.expert).collect();
+        self.ahead.named.insert(layer, named);
+        let likely = |guess: &&Guess| guess.probability >= LIKELY;
+        let experts: Vec<u32> = guesses.iter().take_while(likely).map(|g| g.expert).collect();
         for &expert in &experts {
             let unit = UnitId { layer, expert };
             let Some(table) = &mut self.table else { return Ok(()) };

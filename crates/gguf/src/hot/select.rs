@@ -8,14 +8,30 @@ use crate::role::{ExpertPart, Role};
 /// Attention's tables that are looked up instead of multiplied with.
 const TABLES: [&str; 2] = [".attn_rel_b.weight", ".attn_rot_embd.weight"];
 
+/// The parts of recurrent layers that are plain matrix products, and large.
+const RECURRENT_MATRICES: [&str; 11] = [
+    ".ssm_in.weight",
+    ".ssm_out.weight",
+    ".time_mix_receptance.weight",
+    ".time_mix_key.weight",
+    ".time_mix_value.weight",
+    ".time_mix_gate.weight",
+    ".time_mix_output.weight",
+    ".shortconv.in_proj.weight",
+    ".shortconv.out_proj.weight",
+    ".ssm_x.weight",
+    ".ssm_dt.weight",
+];
+
 /// The hot tensors of a model, by index: one entry per group, parts in the order of use.
 ///
-/// Of a Mixture-of-Experts model the experts: the rest of it is small and stays in memory. Of any
-/// other model the matrices of attention and of feed-forward networks, and the output matrix. All
-/// are weights that llama.cpp uses in matrix products alone.
+/// The experts, and the matrices of attention, of recurrent layers and of feed-forward networks, and
+/// the output matrix: all that may stream where memory is short. All are weights that llama.cpp uses
+/// in matrix products alone.
 pub(super) fn groups(model: &Model) -> Vec<Vec<usize>> {
-    let experts = expert_groups(model);
-    if experts.is_empty() { matrix_groups(model) } else { experts }
+    let mut groups = expert_groups(model);
+    groups.extend(matrix_groups(model));
+    groups
 }
 
 /// A set of experts: its layer, and what its tensors' names have before `blk.` and behind the last
@@ -51,13 +67,14 @@ fn expert_groups(model: &Model) -> Vec<Vec<usize>> {
     groups
 }
 
-/// The matrices of a dense model in about the order of use.
+/// The matrices that are used whole, in about the order of use.
 fn matrix_groups(model: &Model) -> Vec<Vec<usize>> {
     let trunk = model.hparams().n_layer_trunk();
     let mut order: Vec<(u32, u8, usize)> = Vec::new();
     for (index, tensor) in model.tensors.iter().enumerate() {
         let rank = match tensor.role {
             Role::Attention => 0,
+            Role::Recurrent if ends_with(&tensor.name, &RECURRENT_MATRICES) => 0,
             Role::DenseFfn | Role::SharedExpert => 1,
             Role::Output => 2,
             _ => continue,
@@ -65,11 +82,15 @@ fn matrix_groups(model: &Model) -> Vec<Vec<usize>> {
         let is_matrix = tensor.n_dims == 2
             && tensor.bytes > 0
             && tensor.name.ends_with(".weight")
-            && !TABLES.iter().any(|table| tensor.name.ends_with(table));
+            && !ends_with(&tensor.name, &TABLES);
         if is_matrix && tensor.layer.is_none_or(|layer| layer < trunk) {
             order.push((tensor.layer.unwrap_or(u32::MAX), rank, index));
         }
     }
     order.sort_unstable();
     order.into_iter().map(|(_, _, index)| vec![index]).collect()
+}
+
+fn ends_with(name: &str, endings: &[&str]) -> bool {
+    endings.iter().any(|ending| name.ends_with(ending))
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use llama_cpp_sys_2 as sys;
 
 use super::device::{Weight, of_buft};
-use super::{graph, ledger};
+use super::{StreamedTensor, graph, ledger};
 use crate::abi::{self, Buffer, BufferI, BufferTypeI, Buft, Tensor};
 use crate::context::DecodeError;
 
@@ -123,8 +123,9 @@ unsafe extern "C" fn streamed_init_tensor(buffer: Buffer, tensor: *mut Tensor) -
         let name = graph::name(tensor);
         let mut state = device.state();
         match state.expected.get(&name).cloned() {
-            Some(kind) => {
-                state.weights.insert(tensor as usize, Weight { kind, name });
+            Some(StreamedTensor { kind, is_repacked, .. }) => {
+                let weight = Weight { kind, is_repacked, name };
+                state.weights.insert(tensor as usize, weight);
                 sys::GGML_STATUS_SUCCESS
             }
             None => sys::GGML_STATUS_FAILED,

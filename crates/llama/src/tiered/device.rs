@@ -11,7 +11,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::ledger::{self, Allocated};
 use super::memory::StreamMemory;
-use super::{Residency, StreamKind, StreamedTensor, buffers, compute, graph};
+use super::{Residency, StreamKind, StreamedTensor, buffers, compute, graph, repacked};
 use crate::abi::{
     self, Backend, BackendI, BackendObject, BufferType, Buft, Dev, DeviceI, DeviceObject, Graph,
     Reg, RegI, RegObject, Tensor,
@@ -30,6 +30,8 @@ pub struct TieredDevice {
     streamed: BufferType,
     /// The wrapped device's default type, with a ledger.
     resident: BufferType,
+    /// For resident tensors that come rearranged.
+    repacked: BufferType,
     pub(super) inner: Dev,
     this: Weak<TieredDevice>,
     /// While loading, streamed buffers claim to be host memory: llama.cpp would otherwise build a
@@ -44,7 +46,7 @@ pub struct TieredDevice {
 /// What is known of the streamed weights.
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) expected: HashMap<String, StreamKind>,
+    pub(super) expected: HashMap<String, StreamedTensor>,
     pub(super) weights: HashMap<usize, Weight>,
     pub(super) reserved: Vec<buffers::Reserved>,
     misused: BTreeSet<String>,
@@ -55,6 +57,7 @@ pub(super) struct State {
 #[derive(Clone)]
 pub(super) struct Weight {
     pub(super) kind: StreamKind,
+    pub(super) is_repacked: bool,
     pub(super) name: String,
 }
 
@@ -88,7 +91,7 @@ impl TieredDevice {
         crate::init();
         abi::verify()?;
         let inner = cpu().ok_or("ggml has no CPU backend")?.device;
-        let expected = tensors.iter().map(|t| (t.name.clone(), t.kind.clone())).collect();
+        let expected = tensors.iter().map(|t| (t.name.clone(), t.clone())).collect();
         let device = Arc::new_cyclic(|weak: &Weak<TieredDevice>| {
             let this = weak.as_ptr().cast_mut();
             // SAFETY: only addresses of fields are taken; the object is not there yet.
@@ -99,6 +102,7 @@ impl TieredDevice {
                 reg: RegObject { api_version: abi::API_VERSION, iface: REG, context },
                 streamed: BufferType { iface: buffers::STREAMED, device: dev.cast(), context },
                 resident: BufferType { iface: buffers::RESIDENT, device: dev.cast(), context },
+                repacked: BufferType { iface: repacked::REPACKED, device: dev.cast(), context },
                 inner,
                 this: Weak::clone(weak),
                 loading: AtomicBool::new(true),
@@ -117,6 +121,10 @@ impl TieredDevice {
 
     pub(super) fn streamed_type(&self) -> Buft {
         (&raw const self.streamed).cast_mut().cast()
+    }
+
+    pub(super) fn repacked_type(&self) -> Buft {
+        (&raw const self.repacked).cast_mut().cast()
     }
 
     /// From now on nothing may touch the addresses of streamed tensors.

@@ -1,6 +1,6 @@
 //! Loading a model onto the tiered device.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::StreamedTensor;
 use super::device::TieredDevice;
+use crate::abi::Buft;
 use crate::cookie::Stream;
 use crate::model::{self, Layout, LoadError, Model, Progress, ProgressSlot};
 use crate::virtual_gguf::{ServeCounts, VirtualGguf};
@@ -18,6 +19,8 @@ use crate::virtual_gguf::{ServeCounts, VirtualGguf};
 pub struct TieredParams<'a> {
     /// The model's description.
     pub model: &'a gguf::Model,
+    /// Where its tensors really lie, if it is the view of a hot file.
+    pub hot: Option<&'a gguf::hot::HotModel>,
     /// Its files, in the order of [`gguf::Model::files`].
     pub files: Vec<Arc<io::File>>,
     /// Reads the resident tensors.
@@ -48,20 +51,26 @@ pub struct LoadStats {
 /// internals do not hold.
 pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
     let device = TieredDevice::new(params.streamed).map_err(LoadError::Abi)?;
-    let skip: std::collections::HashSet<&str> =
-        params.streamed.iter().map(|t| t.name.as_str()).collect();
+    let skip: HashSet<&str> = params.streamed.iter().map(|t| t.name.as_str()).collect();
     let (file, counts) =
-        VirtualGguf::new(params.model, params.files, params.reader, |name| skip.contains(name))?;
+        VirtualGguf::new((params.model, params.hot), params.files, params.reader, |name| {
+            skip.contains(name)
+        })?;
     let mut stream = Stream::open(Box::new(file))?;
 
-    let patterns = patterns(params.streamed.iter().map(|t| t.name.as_str()));
-    let patterns: Vec<CString> =
-        patterns.into_iter().filter_map(|pattern| CString::new(pattern).ok()).collect();
-    let mut overrides: Vec<sys::llama_model_tensor_buft_override> = patterns
+    let streamed = patterns(params.streamed.iter().map(|t| t.name.as_str()));
+    let repacked = patterns(resident_repacked(params.model, params.hot, &skip));
+    let with = |patterns: Vec<String>, buft: Buft| {
+        let pattern = |pattern| Some((CString::new(pattern).ok()?, buft));
+        patterns.into_iter().filter_map(pattern).collect::<Vec<_>>()
+    };
+    let mut types = with(streamed, device.streamed_type());
+    types.extend(with(repacked, device.repacked_type()));
+    let mut overrides: Vec<sys::llama_model_tensor_buft_override> = types
         .iter()
-        .map(|p| sys::llama_model_tensor_buft_override {
-            pattern: p.as_ptr(),
-            buft: device.streamed_type(),
+        .map(|(pattern, buft)| sys::llama_model_tensor_buft_override {
+            pattern: pattern.as_ptr(),
+            buft: *buft,
         })
         .collect();
     if params.layout == Layout::Fast {
@@ -104,6 +113,19 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
     device.finish_loading();
     let stats = check(&device, params.model, params.streamed, &counts)?;
     Ok((model, stats))
+}
+
+/// The tensors that stay in memory and come rearranged.
+fn resident_repacked<'a>(
+    model: &'a gguf::Model,
+    hot: Option<&gguf::hot::HotModel>,
+    streamed: &HashSet<&str>,
+) -> impl Iterator<Item = &'a str> {
+    model.tensors.iter().enumerate().filter_map(move |(index, tensor)| {
+        let place = hot?.place(index)?;
+        let is_ours = place.layout.is_repacked() && !streamed.contains(tensor.name.as_str());
+        is_ours.then_some(tensor.name.as_str())
+    })
 }
 
 /// The loading rests on how llama.cpp reads: asserted here, each time.

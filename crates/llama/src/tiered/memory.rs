@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hypura_io::Buffer;
 use llama_cpp_sys_2 as sys;
 
-use super::device::TieredDevice;
-use super::{PartIndex, StreamKind, graph};
+use super::device::{TieredDevice, Weight};
+use super::{PartIndex, StreamKind, graph, repacked};
 use crate::abi::{Buffer as GgmlBuffer, Tensor};
 use crate::model::Model;
 
@@ -59,6 +59,8 @@ pub struct StreamMemory {
     pool_of_layer: Vec<u32>,
     ring: Option<HostSpan>,
     ring_buffer: GgmlBuffer,
+    /// Lends its type to stand-ins for rearranged matrices; nothing is stored in it.
+    lender: GgmlBuffer,
     /// Stand-ins for streamed matrices, by the matrix's index; their data is set at each use.
     matrices: HashMap<u32, *mut Tensor>,
     rows: Option<Rows>,
@@ -96,16 +98,20 @@ pub struct SlotBuffer {
     pub tail: usize,
 }
 
+/// Bytes of [`StreamMemory::lender`].
+const LENDER_BYTES: usize = 64;
 /// Smaller allocations would waste a good part of a huge page.
 const HUGE_FROM_BYTES: usize = 16 << 20;
 
-/// Bytes from one slot to the next, for slices of `bytes` that begin at `phase` modulo `block`.
+/// Bytes from one slot to the next, for slices of `bytes` that begin at `phase` modulo `block`. Those
+/// that begin at a block need not end at one: what the last block has behind them is read too.
 #[must_use]
 pub const fn slot_stride(bytes: usize, block: usize, phase: Option<usize>) -> usize {
     match phase {
         // The last block of a slot and the first of the next one are not the same.
         Some(phase) if phase > 0 => bytes + block,
-        _ => bytes,
+        Some(_) => bytes.next_multiple_of(block),
+        None => bytes,
     }
 }
 
@@ -130,11 +136,11 @@ impl StreamMemory {
     /// When memory runs out, or layers of one pool differ in shape.
     pub fn new(model: &Model, spec: &PoolSpec) -> Result<Arc<StreamMemory>, String> {
         let device = model.tiered().ok_or("the model streams nothing")?;
-        let weights: Vec<(*const Tensor, StreamKind)> = device
+        let weights: Vec<(*const Tensor, Weight)> = device
             .state()
             .weights
             .iter()
-            .map(|(address, weight)| (*address as *const Tensor, weight.kind.clone()))
+            .map(|(address, weight)| (*address as *const Tensor, weight.clone()))
             .collect();
         let n_tensors = weights.len() + spec.pool_of_layer.len() + 8;
         // SAFETY: a context for descriptions only; freed in `Drop`.
@@ -153,6 +159,7 @@ impl StreamMemory {
             pool_of_layer: spec.pool_of_layer.clone(),
             ring: None,
             ring_buffer: std::ptr::null_mut(),
+            lender: std::ptr::null_mut(),
             matrices: HashMap::new(),
             rows: None,
             ids: Vec::new(),
@@ -163,15 +170,16 @@ impl StreamMemory {
         // SAFETY: the weights are tensors of a model that the caller holds.
         unsafe {
             if spec.ring_bytes > 0 {
-                let (buffer, span) = memory.allocate(device, spec.ring_bytes)?;
+                let (buffer, span) = memory.allocate(buft(device), spec.ring_bytes)?;
                 (memory.ring_buffer, memory.ring) = (buffer, Some(span));
             }
-            for (tensor, kind) in weights {
-                match kind {
+            for (tensor, weight) in weights {
+                let like = (tensor, weight.is_repacked);
+                match weight.kind {
                     StreamKind::Experts { layer, part } => {
-                        memory.add_pool_part(device, spec, tensor, layer, part)?;
+                        memory.add_pool_part(device, spec, like, layer, part)?;
                     }
-                    StreamKind::Matrix { index } => memory.add_matrix(tensor, index)?,
+                    StreamKind::Matrix { index } => memory.add_matrix(like, index)?,
                     StreamKind::Rows => memory.add_rows(device, tensor, spec.n_ubatch)?,
                 }
             }
@@ -332,7 +340,7 @@ impl StreamMemory {
         &mut self,
         device: &TieredDevice,
         spec: &PoolSpec,
-        like: *const Tensor,
+        (like, is_repacked): (*const Tensor, bool),
         layer: u32,
         part: PartIndex,
     ) -> Result<(), String> {
@@ -344,7 +352,9 @@ impl StreamMemory {
             let (ne, ty) = ((*like).ne, (*like).type_);
             let bytes = (*like).nb[2];
             if let Some(have) = pool.parts.get(&part) {
-                let same = (*have.tensor).type_ == ty && (&(*have.tensor).ne)[..2] == ne[..2];
+                let same = (*have.tensor).type_ == ty
+                    && (&(*have.tensor).ne)[..2] == ne[..2]
+                    && repacked::has_kernels(have.tensor) == is_repacked;
                 return if same {
                     Ok(())
                 } else {
@@ -358,21 +368,30 @@ impl StreamMemory {
             // The kernels want whole blocks of their own too.
             let align = sys::ggml_backend_buft_get_alignment(buft(device)).max(1);
             let phase = spec.phases.get(&key).copied();
-            let phase = phase.filter(|p| *p < block && p % align == 0 && bytes % block == 0);
+            let is_sound = |p: &usize| *p < block && p.is_multiple_of(align);
+            let phase = phase.filter(|p| is_sound(p) && (*p == 0 || bytes % block == 0));
             let stride = slot_stride(bytes, block, phase);
             let head = phase.unwrap_or(0);
             (*tensor).nb[2] = stride;
             (*tensor).nb[3] = stride * slots as usize;
-            let (buffer, span) = self.allocate(device, block + stride * slots as usize)?;
+            let buft = if is_repacked { repacked::repack_type()? } else { buft(device) };
+            let (buffer, span) = self.allocate(buft, block + stride * slots as usize)?;
             let first = span.ptr.as_ptr();
             let first = first.add(first.align_offset(block)).add(head);
             sys::ggml_backend_tensor_alloc(buffer, tensor, first.cast());
+            if is_repacked {
+                repacked::choose_kernels(tensor)?;
+            }
             self.pools[index].parts.insert(part, PoolPart { tensor, bytes, stride, head });
             Ok(())
         }
     }
 
-    unsafe fn add_matrix(&mut self, like: *const Tensor, index: u32) -> Result<(), String> {
+    unsafe fn add_matrix(
+        &mut self,
+        (like, is_repacked): (*const Tensor, bool),
+        index: u32,
+    ) -> Result<(), String> {
         if self.ring_buffer.is_null() {
             return Err("there is no ring for streamed matrices".into());
         }
@@ -381,9 +400,21 @@ impl StreamMemory {
             let dims = (*like).ne;
             let tensor = sys::ggml_new_tensor(self.ctx.as_ptr(), (*like).type_, 4, dims.as_ptr());
             (*tensor).buffer = self.ring_buffer;
+            if is_repacked {
+                (*tensor).buffer = self.lender()?;
+                repacked::choose_kernels(tensor)?;
+            }
             self.matrices.insert(index, tensor);
         }
         Ok(())
+    }
+
+    /// See [`StreamMemory::lender`].
+    fn lender(&mut self) -> Result<GgmlBuffer, String> {
+        if self.lender.is_null() {
+            self.lender = self.allocate(repacked::repack_type()?, LENDER_BYTES)?.0;
+        }
+        Ok(self.lender)
     }
 
     unsafe fn add_rows(
@@ -409,20 +440,20 @@ impl StreamMemory {
     unsafe fn place(&mut self, device: &TieredDevice, tensor: *mut Tensor) -> Result<(), String> {
         // SAFETY: the tensor is described and has no memory yet.
         unsafe {
-            let (buffer, span) = self.allocate(device, sys::ggml_nbytes(tensor))?;
+            let (buffer, span) = self.allocate(buft(device), sys::ggml_nbytes(tensor))?;
             sys::ggml_backend_tensor_alloc(buffer, tensor, span.ptr.as_ptr().cast());
         }
         Ok(())
     }
 
-    unsafe fn allocate(
+    fn allocate(
         &mut self,
-        device: &TieredDevice,
+        buft: sys::ggml_backend_buffer_type_t,
         bytes: usize,
     ) -> Result<(GgmlBuffer, HostSpan), String> {
-        // SAFETY: the wrapped device is alive; the buffer is freed in `Drop`.
+        // SAFETY: buffer types are static objects; the buffer is freed in `Drop`.
         unsafe {
-            let buffer = sys::ggml_backend_buft_alloc_buffer(buft(device), bytes);
+            let buffer = sys::ggml_backend_buft_alloc_buffer(buft, bytes);
             if buffer.is_null() {
                 return Err(format!("no memory for {bytes} bytes of streamed weights"));
             }

@@ -25,6 +25,7 @@ mod load;
 mod memory;
 mod passes;
 mod predict;
+mod repacked;
 
 use std::fmt;
 
@@ -63,6 +64,8 @@ pub struct StreamedTensor {
     pub name: String,
     /// How it is used.
     pub kind: StreamKind,
+    /// Whether its bytes come rearranged for this CPU, as by [`crate::Repacker`].
+    pub is_repacked: bool,
 }
 
 /// The routing of one layer for one micro-batch: which experts each token goes to.

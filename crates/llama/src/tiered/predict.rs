@@ -154,7 +154,7 @@ impl Guesses {
                     }
                     Step::Add(bias) => {
                         if (*bias).type_ == sys::GGML_TYPE_F32
-                            && sys::ggml_nelements(bias) as usize == n_experts
+                            && usize::try_from(sys::ggml_nelements(bias)) == Ok(n_experts)
                         {
                             read_f32(context, bias, &mut self.raw);
                             for token in self.scores.chunks_mut(n_experts) {

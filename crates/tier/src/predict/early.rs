@@ -135,25 +135,6 @@ fn standardized(scores: &[f32]) -> impl Iterator<Item = f64> {
     scores.iter().map(move |&x| (f64::from(x) - mean) / deviation)
 }
 
-/// The experts that any of several tokens will probably choose, those of most tokens first, into
-/// `out`, which is emptied before: the `n_used` best of each row of `n_experts` early `scores`.
-pub fn union_of_best(scores: &[f32], n_experts: usize, n_used: usize, out: &mut Vec<u32>) {
-    let mut counts = vec![0_u32; n_experts];
-    for token in scores.chunks_exact(n_experts.max(1)) {
-        out.clear();
-        out.extend((0_u32..).take(n_experts));
-        let score = |e: u32| token[e as usize];
-        out.sort_unstable_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
-        for &expert in out.iter().take(n_used) {
-            counts[expert as usize] += 1;
-        }
-    }
-    out.clear();
-    out.extend((0_u32..).take(n_experts));
-    out.retain(|&expert| counts[expert as usize] > 0);
-    out.sort_by_key(|&expert| std::cmp::Reverse(counts[expert as usize]));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,16 +167,5 @@ mod tests {
         early.rate(1, &[0.0, 1.0, 0.9, 0.0], &mut out);
         assert_eq!(out[0].expert, 2);
         assert!(out[0].probability > 0.8 && out[1].probability < 0.2, "{out:?}");
-    }
-
-    #[test]
-    fn of_several_tokens_what_most_choose_comes_first() {
-        // Three tokens choose 2 of 4: {1, 2}, {2, 3}, {2, 1}.
-        let scores = [0.0, 9.0, 8.0, 1.0, 0.0, 1.0, 8.0, 9.0, 0.0, 8.0, 9.0, 1.0];
-        let mut out = Vec::new();
-        union_of_best(&scores, 4, 2, &mut out);
-        assert_eq!(out, [2, 1, 3]);
-        union_of_best(&[], 4, 2, &mut out);
-        assert!(out.is_empty());
     }
 }

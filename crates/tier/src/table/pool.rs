@@ -1,6 +1,6 @@
 //! One pool of slots, with its free slots and the order in which idle ones give way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Parts, SlotId, SlotState};
 
@@ -64,15 +64,22 @@ pub(super) struct Pool {
     /// Free slots; the last one is given first.
     pub(super) free: Vec<u32>,
     /// Ready and idle slots as (key, unit, slot): the first one gives way first.
-    pub(super) idle: BTreeSet<(OrderedKey, u32, u32)>,
+    pub(super) idle: BTreeSet<IdleSlot>,
+    /// The same, by layer.
+    idle_of_layer: BTreeMap<u32, BTreeSet<IdleSlot>>,
+    n_experts: u32,
 }
 
+type IdleSlot = (OrderedKey, u32, u32);
+
 impl Pool {
-    pub(super) fn new(n_slots: u32) -> Self {
+    pub(super) fn new(n_slots: u32, n_experts: u32) -> Self {
         Self {
             slots: vec![Slot::default(); n_slots as usize],
             free: (0..n_slots).rev().collect(),
             idle: BTreeSet::new(),
+            idle_of_layer: BTreeMap::new(),
+            n_experts: n_experts.max(1),
         }
     }
 
@@ -86,28 +93,37 @@ impl Pool {
         self.idle.first().map(|&(key, _, _)| key.get())
     }
 
-    /// Takes a free slot, or else the coldest idle one with the unit that loses it.
-    pub(super) fn take(&mut self) -> Option<(u32, Option<u32>)> {
+    /// Takes a free slot for a unit of `layer`, or else the coldest idle one with the unit that
+    /// loses it. Idle units of the same layer count as colder by `discount`.
+    pub(super) fn take(&mut self, layer: u32, discount: f64) -> Option<(u32, Option<u32>)> {
         if let Some(slot) = self.free.pop() {
             return Some((slot, None));
         }
-        let (_, unit, slot) = self.idle.pop_first()?;
-        Some((slot, Some(unit)))
+        let coldest = *self.idle.first()?;
+        let own = self.idle_of_layer.get(&layer).and_then(BTreeSet::first).copied();
+        let own = own.filter(|own| own.0.get() - discount < coldest.0.get());
+        Some(self.evict(own.unwrap_or(coldest)))
     }
 
     /// As [`Pool::take`], but passes over units for which `may_go` is false as long as there are
     /// others.
     pub(super) fn take_where(
         &mut self,
+        layer: u32,
         may_go: impl Fn(u32) -> bool,
     ) -> Option<(u32, Option<u32>)> {
         if self.free.is_empty()
             && let Some(&entry) = self.idle.iter().find(|(_, unit, _)| may_go(*unit))
         {
-            self.idle.remove(&entry);
-            return Some((entry.2, Some(entry.1)));
+            return Some(self.evict(entry));
         }
-        self.take()
+        self.take(layer, 0.0)
+    }
+
+    fn evict(&mut self, entry: IdleSlot) -> (u32, Option<u32>) {
+        let (_, unit, slot) = entry;
+        self.leave_index(slot);
+        (slot, Some(unit))
     }
 
     /// Puts a slot into the index if it has become ready and idle.
@@ -120,6 +136,8 @@ impl Pool {
             let key = OrderedKey::new(key);
             slot.indexed = Some(key);
             self.idle.insert((key, unit, slot_index));
+            let of_layer = self.idle_of_layer.entry(unit / self.n_experts).or_default();
+            of_layer.insert((key, unit, slot_index));
         }
     }
 
@@ -128,6 +146,9 @@ impl Pool {
         let slot = &mut self.slots[slot_index as usize];
         if let (Some(key), Some(unit)) = (slot.indexed.take(), slot.unit) {
             self.idle.remove(&(key, unit, slot_index));
+            if let Some(of_layer) = self.idle_of_layer.get_mut(&(unit / self.n_experts)) {
+                of_layer.remove(&(key, unit, slot_index));
+            }
         }
     }
 

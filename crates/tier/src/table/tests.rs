@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{Lfu, Lru};
+use crate::{History, HistoryError, Lfu, Lru};
 
 const GU: Parts = Parts::from_bits(Parts::GATE.bits() | Parts::UP.bits());
 const GUD: Parts = Parts::from_bits(GU.bits() | Parts::DOWN.bits());
@@ -72,6 +72,20 @@ fn what_is_held_gives_way_last() {
     table.let_go(0);
     use_experts(&mut table, 0, &[3]);
     assert_eq!(table.lookup(unit(0, 0)), None, "let go: the coldest again");
+}
+
+#[test]
+fn a_layer_takes_from_itself_first() {
+    let victim = |discount| {
+        let mut table = table(4, &[0; 2], &[2]);
+        table.set_own_layer_discount(discount);
+        use_experts(&mut table, 1, &[0]);
+        use_experts(&mut table, 0, &[0]);
+        use_experts(&mut table, 0, &[1]);
+        [unit(1, 0), unit(0, 0)].into_iter().find(|&id| table.lookup(id).is_none())
+    };
+    assert_eq!(victim(0.0), Some(unit(1, 0)), "used least recently");
+    assert_eq!(victim(2.0), Some(unit(0, 0)), "a token later, but of the layer itself");
 }
 
 /// A prompt uses all experts of all layers in turn. With slots for three of four layers LRU finds
