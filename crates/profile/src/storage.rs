@@ -99,11 +99,13 @@ impl Effort {
                 sizes: kib(&[64, 512, 4096]),
                 depths: vec![1, 4, 8],
                 time_per_point: Duration::from_millis(50),
+                run_bytes: 0,
             },
             Effort::Full => Grid {
                 sizes: kib(&[64, 256, 1024, 2048, 4096, 8192]),
                 depths: vec![1, 2, 4, 8],
                 time_per_point: Duration::from_millis(160),
+                run_bytes: 0,
             },
         }
     }
@@ -118,6 +120,9 @@ pub struct Grid {
     pub depths: Vec<usize>,
     /// Time for each point, and for the small reads together.
     pub time_per_point: Duration,
+    /// Reads follow each other for this many bytes, and then go on elsewhere; 0: each of them is
+    /// elsewhere. Drives, and what is between them and us, read ahead of reads in a row.
+    pub run_bytes: u64,
 }
 
 impl Grid {
@@ -128,6 +133,7 @@ impl Grid {
             sizes: (16..=24).map(|log2| 1 << log2).collect(),
             depths: (0..=5).map(|log2| 1 << log2).collect(),
             time_per_point,
+            run_bytes: 0,
         }
     }
 

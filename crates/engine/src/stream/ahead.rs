@@ -76,6 +76,8 @@ pub(super) struct Ahead {
     /// Units of an earlier run that are still to be read, hottest last, and those being read.
     to_warm: Vec<UnitId>,
     warming: HashSet<UnitId>,
+    /// A prompt is computed: it needs nearly everything, and the drive for itself.
+    is_prompt: bool,
     /// What was named of each layer, to be compared with what is chosen.
     named: HashMap<u32, Vec<u32>>,
     /// Share of right guesses lately.
@@ -101,6 +103,7 @@ impl Ahead {
             cancelled: HashMap::new(),
             to_warm: Vec::new(),
             warming: HashSet::new(),
+            is_prompt: false,
             named: HashMap::new(),
             worth: 1.0,
             pause: 0,
@@ -201,9 +204,23 @@ impl Streamer {
         }
     }
 
-    /// Goes on with what [`Streamer::plan_warming`] began.
+    /// A prompt comes: what is still under way of an earlier run's experts is left for later.
+    fn stop_warming(&mut self) {
+        for unit in std::mem::take(&mut self.ahead.warming) {
+            let under_way = self.under_way(unit);
+            if under_way.is_empty() {
+                continue;
+            }
+            self.ahead.to_warm.push(unit);
+            self.ahead.cancelled.entry(unit).or_insert(Outcome::Complete);
+            under_way.into_iter().for_each(|tag| self.reads.cancel(tag));
+        }
+    }
+
+    /// Goes on with what [`Streamer::plan_warming`] began, unless a prompt is computed.
     pub(super) fn warm(&mut self) -> Result<(), ResidencyError> {
-        while self.ahead.warming.len() < WARMING_MAX
+        while !self.ahead.is_prompt
+            && self.ahead.warming.len() < WARMING_MAX
             && let Some(unit) = self.ahead.to_warm.pop()
         {
             let Some(source) = self.sources.layers.get(unit.layer as usize).cloned() else { break };
@@ -230,8 +247,11 @@ impl Streamer {
             let n_tokens = routing.ids.len() / routing.n_used.max(1);
             let passes_through = n_layers * self.sources.n_experts as usize;
             let slots: u32 = self.sources.slots.iter().sum();
-            let is_prompt = n_tokens >= PROMPT_TOKENS;
-            table.set_scanning(is_prompt && passes_through > slots as usize);
+            self.ahead.is_prompt = n_tokens >= PROMPT_TOKENS;
+            table.set_scanning(self.ahead.is_prompt && passes_through > slots as usize);
+        }
+        if self.ahead.is_prompt {
+            self.stop_warming();
         }
         if let Some(named) = self.ahead.named.remove(&layer)
             && routing.ids.len() == routing.n_used

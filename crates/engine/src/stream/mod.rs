@@ -74,6 +74,10 @@ pub(crate) struct Sources {
 /// slots, and cost none with many.
 const OWN_LAYER_DISCOUNT: f64 = 1.0;
 
+/// What an earlier run used counts as if so many tokens had passed since: with a half-life of 64, a
+/// unit used now outranks one that was used 16 times then. The subject may be another one.
+const HISTORY_AGE_TOKENS: u64 = 256;
+
 /// See the module.
 pub(crate) struct Streamer {
     sources: Sources,
@@ -167,7 +171,8 @@ impl Streamer {
 
     /// Starts with the experts that were used most in earlier runs, and keeps what this one uses.
     pub(crate) fn set_history(&mut self, file: HistoryFile) {
-        if let (Some(table), Some(history)) = (&mut self.table, file.read()) {
+        if let (Some(table), Some(mut history)) = (&mut self.table, file.read()) {
+            history.now_tokens += HISTORY_AGE_TOKENS;
             match table.import_history(history) {
                 Ok(()) => self.plan_warming(),
                 Err(error) => tracing::debug!("{error}"),

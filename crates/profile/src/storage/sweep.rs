@@ -29,7 +29,8 @@ impl<'a> Sweep<'a> {
         file: Arc<File>,
         grid: &'a Grid,
     ) -> Sweep<'a> {
-        let places = Places { file_bytes: file.len(), drawn: 0 };
+        let run_bytes = grid.run_bytes;
+        let places = Places { file_bytes: file.len(), run_bytes, drawn: 0, at: 0, run_end: 0 };
         Sweep { engine, file, grid, free: Vec::new(), places }
     }
 
@@ -166,26 +167,43 @@ fn latency(latencies: &[Duration]) -> Option<Latency> {
     })
 }
 
-/// Where in the file to read: spread over all of it, never one after the other.
+/// Where in the file to read: spread over all of it, alone or in runs.
 struct Places {
     file_bytes: u64,
+    run_bytes: u64,
     drawn: u64,
+    /// The place after the last one, and the end of its run.
+    at: u64,
+    run_end: u64,
 }
 
 impl Places {
+    /// An offset for `size` bytes: the next one of a run, or the first one of a new run.
+    fn next(&mut self, size: usize) -> u64 {
+        let size = size as u64;
+        if self.at + size > self.run_end {
+            let run = self.run_bytes.max(size).min(self.file_bytes);
+            self.at = self.elsewhere(run);
+            self.run_end = self.at + run;
+        }
+        let offset = self.at;
+        self.at += size;
+        offset
+    }
+
     /// An offset for `size` bytes, a multiple of `size`.
     ///
     /// The n-th place is the fractional part of n times the golden ratio, which spreads any number
     /// of places evenly (Knuth, The Art of Computer Programming, 6.4): neighbours in time are far
     /// apart in the file, and a place comes again only when most others have been read.
-    fn next(&mut self, size: usize) -> u64 {
+    fn elsewhere(&mut self, size: u64) -> u64 {
         /// The golden ratio's fraction, of 2 to the 64.
         const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         self.drawn += 1;
-        let slots = self.file_bytes / (size as u64).max(1);
+        let slots = self.file_bytes / size.max(1);
         let fraction = u128::from(self.drawn.wrapping_mul(GOLDEN));
         let slot = (fraction * u128::from(slots)) >> 64;
-        u64::try_from(slot).unwrap_or(0) * size as u64 // less than `slots`, so it fits
+        u64::try_from(slot).unwrap_or(0) * size // less than `slots`, so it fits
     }
 }
 
@@ -298,14 +316,15 @@ mod tests {
 
     #[test]
     fn places_are_spread_over_the_whole_file() {
-        let mut places = Places { file_bytes: 100 * 4096 + 77, drawn: 0 };
+        let mut places =
+            Places { file_bytes: 100 * 4096 + 77, run_bytes: 0, drawn: 0, at: 0, run_end: 0 };
         let drawn: Vec<u64> = (0..60).map(|_| places.next(4096)).collect();
         assert!(drawn.iter().all(|&at| at.is_multiple_of(4096) && at <= 99 * 4096));
         let distinct: BTreeSet<_> = drawn.iter().collect();
         assert!(distinct.len() >= 58, "{} of 60 differ", distinct.len());
         let quarter = |n: u64| drawn.iter().filter(|&&at| at / (25 * 4096) == n).count();
         assert!((0..4).all(|n| (13..=17).contains(&quarter(n))));
-        let mut tiny = Places { file_bytes: 10, drawn: 0 };
+        let mut tiny = Places { file_bytes: 10, run_bytes: 0, drawn: 0, at: 0, run_end: 0 };
         assert_eq!((tiny.next(4096), tiny.next(0)), (0, 0));
     }
 

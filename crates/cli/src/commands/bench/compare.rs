@@ -242,7 +242,9 @@ fn floor(hypura: &[&Record], resident_tokens_per_s: Option<Spread>) -> Option<Fl
         }
         let bound_s =
             per_token(&|segment| (segment.compute_us / 1e6).max(segment.missing_bytes / bandwidth));
-        if let Some(bound_s) = bound_s.filter(|s| *s > 0.0) {
+        // Without routers everything is known beforehand.
+        let has_experts = segments.is_some_and(|(s, _)| s.iter().any(|s| s.missing_bytes > 0.0));
+        if let Some(bound_s) = bound_s.filter(|s| *s > 0.0 && has_experts) {
             bounds.push(1.0 / bound_s);
             bound_shares.push(rate * bound_s);
         }

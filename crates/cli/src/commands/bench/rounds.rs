@@ -176,11 +176,18 @@ fn arguments(setup: &Setup<'_>, side: Side, memory: u64) -> Vec<OsString> {
     out
 }
 
+/// Bytes in a row, as in an expert or a matrix of a large model.
+const PROBE_RUN_BYTES: u64 = 32 << 20;
+
 /// What the drive gives now for reads as streaming makes them; `None` if it can't be measured.
 fn probe(model: &Path) -> Option<Curve> {
-    let grid =
-        Grid { sizes: vec![1 << 20, 4 << 20], depths: vec![4, 8], time_per_point: PROBE_TIME };
-    match probe_curve(model, &grid, EngineKind::Auto, &mut |_, _| {}) {
+    let grid = Grid {
+        sizes: vec![1 << 20, 4 << 20],
+        depths: vec![4, 8],
+        time_per_point: PROBE_TIME,
+        run_bytes: PROBE_RUN_BYTES,
+    };
+    match probe_curve(model, &grid, EngineKind::Pread, &mut |_, _| {}) {
         Ok(curve) => Some(curve),
         Err(error) => {
             tracing::warn!("the drive can't be measured: {error}");
