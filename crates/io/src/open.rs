@@ -189,7 +189,8 @@ mod tests {
     #[test]
     fn knows_the_memory_of_the_larger_one() {
         let bytes = |kind| EngineConfig { kind, ..EngineConfig::default() }.memory_bytes();
-        assert_eq!(bytes(EngineKind::Pread), 16 * (1 << 20 | 128 << 10));
+        let threads = EngineConfig::THREADS_MAX;
+        assert_eq!(bytes(EngineKind::Pread), threads * (1 << 20 | 128 << 10));
         assert_eq!(bytes(EngineKind::Auto), bytes(EngineKind::Pread).max(bytes(EngineKind::Uring)));
     }
 }

@@ -369,11 +369,17 @@ impl<'a> Walk<'a> {
     /// Ends the matmuls that were begun, expert by expert as their bytes arrive.
     unsafe fn finish_all(&mut self) -> Result<(), Stop> {
         for mut unfinished in std::mem::take(&mut self.unfinished) {
+            let passes::Job { layer, part, .. } = unfinished.job;
             while !unfinished.experts.is_empty() {
                 // SAFETY: as `run`.
-                if !unsafe { self.go_on(&mut unfinished)? } {
-                    let passes::Job { layer, part, .. } = unfinished.job;
+                if unsafe { self.go_on(&mut unfinished)? } {
+                    continue;
+                }
+                if self.stream.residency.is_pending(layer, 1 << part) {
                     self.stream.residency.wait_for_one(layer, 1 << part)?;
+                // SAFETY: as `run`. What is not under way has just arrived, or never will.
+                } else if !unsafe { self.go_on(&mut unfinished)? } {
+                    return Err(Stop::Internal(format!("an expert of layer {layer} is lost")));
                 }
             }
         }
