@@ -54,7 +54,7 @@ const PROMPT_TOKENS: usize = 8;
 /// Layers that are looked ahead for a single token.
 const LAYERS: u32 = 1;
 /// An expert of a single token is read ahead if it will be chosen at least this probably.
-const LIKELY: f64 = 0.4;
+const LIKELY: f64 = 0.6;
 /// Guesses are judged over about this many.
 const WINDOW: f64 = 64.0;
 /// Below this share of right ones, guesses stop.
