@@ -13,6 +13,9 @@ use sha2::{Digest, Sha256};
 /// more than 2^14.
 const BYTES_MAX: u64 = 64 << 20;
 
+/// Nobody has generated more tokens than this: a larger number is damage.
+const TOKENS_MAX: u64 = 1 << 48;
+
 /// Where the history of one model is kept.
 #[derive(Debug, Clone)]
 pub(crate) struct HistoryFile {
@@ -47,6 +50,7 @@ impl HistoryFile {
         serde_json::from_slice(&text)
             .inspect_err(|error| tracing::debug!("{}: {error}", self.path.display()))
             .ok()
+            .filter(|history: &History<Lrfu>| history.now_tokens <= TOKENS_MAX)
     }
 
     /// Keeps a history for the next run.

@@ -32,6 +32,8 @@ pub struct AheadStats {
     pub in_time: u64,
     /// Times that guesses were switched off because they cost more than they brought.
     pub switched_off: u64,
+    /// Experts that began to be read because earlier runs used them.
+    pub warmed: u64,
 }
 
 impl AheadStats {
@@ -43,6 +45,7 @@ impl AheadStats {
             begun_right: self.begun_right - earlier.begun_right,
             in_time: self.in_time - earlier.in_time,
             switched_off: self.switched_off - earlier.switched_off,
+            warmed: self.warmed - earlier.warmed,
         }
     }
 }
@@ -205,7 +208,7 @@ impl Streamer {
     }
 
     /// A prompt comes: what is still under way of an earlier run's experts is left for later.
-    fn stop_warming(&mut self) {
+    pub(super) fn stop_warming(&mut self) {
         for unit in std::mem::take(&mut self.ahead.warming) {
             let under_way = self.under_way(unit);
             if under_way.is_empty() {
@@ -228,8 +231,14 @@ impl Streamer {
             if table.lookup(unit).is_some() || !table.has_free_slot(unit.layer) {
                 continue;
             }
+            // A slot that is being filled can't be had: whoever needs a layer must find others.
+            if table.available(unit.layer) <= self.sources.n_experts as usize {
+                self.ahead.to_warm.push(unit);
+                break;
+            }
             let Some(grant) = table.speculate(unit, Parts::ALL, Claim::Warmer) else { continue };
             self.ahead.warming.insert(unit);
+            self.ahead.stats.warmed += 1;
             for part in source.parts.iter().filter(|p| grant.fill.contains(bit(p.part))) {
                 let place = (source.pool, *part);
                 self.read_part(unit, place, grant.slot.0, io::Priority::ReadAhead)?;
@@ -333,6 +342,7 @@ impl Streamer {
         let is_cancelled = |a: &Ahead| {
             experts.iter().any(|&e| a.cancelled.contains_key(&UnitId { layer, expert: e }))
         };
+        self.book();
         while is_cancelled(&self.ahead) {
             self.reads.wait(&mut self.arrived)?;
             self.book();

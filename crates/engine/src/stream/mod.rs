@@ -172,7 +172,7 @@ impl Streamer {
     /// Starts with the experts that were used most in earlier runs, and keeps what this one uses.
     pub(crate) fn set_history(&mut self, file: HistoryFile) {
         if let (Some(table), Some(mut history)) = (&mut self.table, file.read()) {
-            history.now_tokens += HISTORY_AGE_TOKENS;
+            history.now_tokens = history.now_tokens.saturating_add(HISTORY_AGE_TOKENS);
             match table.import_history(history) {
                 Ok(()) => self.plan_warming(),
                 Err(error) => tracing::debug!("{error}"),

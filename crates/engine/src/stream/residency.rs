@@ -82,7 +82,8 @@ impl Residency for Streamer {
         self.settle_cancelled(layer, experts)?;
         let Some(table) = &mut self.table else { return Ok(()) };
         if table.acquire(layer, experts, parts, &mut self.grants).is_err() {
-            // Slots that reads of an interrupted run still fill.
+            // Slots that are still filled for an interrupted run, for a guess, or from the history.
+            self.stop_warming();
             self.reads.drain(&mut self.arrived);
             self.book();
             self.check_failed()?;
@@ -135,6 +136,8 @@ impl Residency for Streamer {
     }
 
     fn wait_for_one(&mut self, layer: u32, parts: u8) -> Result<(), ResidencyError> {
+        // What arrived while reads were submitted may not be booked yet.
+        self.book();
         self.check_failed()?;
         if !self.is_awaited(layer, parts) {
             return Ok(());
@@ -146,12 +149,11 @@ impl Residency for Streamer {
         self.reads.check_files()
     }
 
-    fn look_ahead(&self, layer: u32, n_tokens: usize) -> u32 {
-        let _ = layer;
+    fn look_ahead(&self, n_tokens: usize) -> u32 {
         if self.table.is_some() { self.ahead.layers(n_tokens) } else { 0 }
     }
 
-    fn predicted(&mut self, layer: u32, scores: &[f32], n_used: usize, _n_tokens: usize) {
+    fn predicted(&mut self, layer: u32, scores: &[f32], n_used: usize) {
         if let Err(error) = self.guess(layer, scores, n_used) {
             // The read is done again, and fails again, when its bytes are needed.
             tracing::debug!("reading ahead: {error}");

@@ -412,7 +412,7 @@ impl<'a> Walk<'a> {
         let (n_used, n_tokens) = (state.n_used, state.n_tokens);
         let Stream { residency, scratch, .. } = &mut *self.stream;
         let Some(at) = self.routers.iter().position(|(l, _)| *l == layer) else { return Ok(()) };
-        let ahead = residency.look_ahead(layer, n_tokens) as usize;
+        let ahead = residency.look_ahead(n_tokens) as usize;
         let Some((_, Some(here))) = self.routers.get(at) else { return Ok(()) };
         for (later, there) in self.routers.iter().skip(at + 1).take(ahead) {
             let Some(there) = there else { continue };
@@ -422,7 +422,7 @@ impl<'a> Walk<'a> {
                 scratch.guesses.scores(self.context, here, (*later, there), x)?
             };
             if !scores.is_empty() {
-                residency.predicted(*later, scores, n_used, n_tokens);
+                residency.predicted(*later, scores, n_used);
             }
         }
         Ok(())

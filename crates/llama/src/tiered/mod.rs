@@ -124,18 +124,18 @@ pub trait Residency: Send {
     /// When a read failed.
     fn wait_for_one(&mut self, layer: u32, parts: u8) -> Result<(), ResidencyError>;
 
-    /// Which later expert layers it wants to know about while `layer` is computed for `n_tokens`
-    /// tokens: as many layers after it.
-    fn look_ahead(&self, layer: u32, n_tokens: usize) -> u32 {
-        let _ = (layer, n_tokens);
+    /// How many of the next expert layers it wants to know about while one is computed for
+    /// `n_tokens` tokens.
+    fn look_ahead(&self, n_tokens: usize) -> u32 {
+        let _ = n_tokens;
         0
     }
 
     /// What the router of `layer`, one of those that [`Residency::look_ahead`] asked for, would
-    /// say now: a score for each expert, for each of `n_tokens` tokens. It will choose `n_used` of
-    /// them for each token, probably those with the highest scores.
-    fn predicted(&mut self, layer: u32, scores: &[f32], n_used: usize, n_tokens: usize) {
-        let _ = (layer, scores, n_used, n_tokens);
+    /// say now: `[n_expert, n_tokens]` scores. It will choose `n_used` experts for each token,
+    /// probably those with the highest scores.
+    fn predicted(&mut self, layer: u32, scores: &[f32], n_used: usize) {
+        let _ = (layer, scores, n_used);
     }
 
     /// Makes a streamed matrix resident and returns its offset in the ring, in bytes.
