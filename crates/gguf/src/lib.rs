@@ -18,6 +18,7 @@
 
 pub mod fuzz;
 pub mod hot;
+pub mod output;
 
 mod ggml_type;
 mod hparams;

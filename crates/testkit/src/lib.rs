@@ -16,7 +16,6 @@
 
 pub mod blocks;
 pub mod dense;
-mod output;
 mod rng;
 mod stream;
 pub mod text;
@@ -24,6 +23,6 @@ pub mod tiny;
 mod tokenizer;
 pub mod widen;
 
-pub use output::OutputError;
+pub use hypura_gguf::output::OutputError;
 pub use rng::Rng;
 pub use stream::{Progress, StreamError};

@@ -17,8 +17,8 @@ use hypura_gguf::{GgmlType, Metadata, WriteError, Writer};
 use hypura_llama::quants::{self, QuantError};
 
 use crate::blocks::{self, BlockError, Worth};
-use crate::output::{NewFile, OutputError};
 use crate::rng::Rng;
+use hypura_gguf::output::{NewFile, OutputError};
 
 /// Bytes of a slab, about.
 const SLAB_BYTES: u64 = 4 << 20;
@@ -136,7 +136,7 @@ fn write_by(
     }
     let total_bytes = writer.data_bytes() + writer.header().len() as u64;
     // Before the slabs are cut: a model that no disk holds would have a great many.
-    let mut new = NewFile::create(path, total_bytes)?;
+    let mut new = NewFile::create(path, total_bytes, true, [])?;
     let slabs = cut(jobs, seed)?;
 
     thread::scope(|scope| {

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use hypura_gguf::{Array, GgmlType, Metadata, Model, OpenError, Role, Tensor, Value};
 
 use crate::blocks::{self, Worth, inverse_root};
-use crate::output::OutputError;
 use crate::stream::{self, Job, Progress, RowPlan, Rows, Segment, Source, StreamError};
+use hypura_gguf::output::OutputError;
 
 /// The most that a model can be widened: beyond that no machine has the disk.
 pub const TIMES_MAX: u32 = 4096;

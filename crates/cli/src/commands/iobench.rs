@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use hypura_engine::io::EngineKind;
 use hypura_engine::profile::{Curve, Grid, Point, StorageError, best, probe_curve};
 
+use super::profile::print_latency;
 use super::run::check_writable;
 use crate::chart::{Chart, Series};
 use crate::failure::UsageError;
@@ -133,15 +134,7 @@ fn describe(out: &mut impl Write, curve: &Curve) -> std::io::Result<()> {
             show(best.read_bytes)
         )?;
     }
-    if let Some(latency) = &curve.small_read {
-        writeln!(
-            out,
-            "  a read of {} takes {:.0} µs (99 in 100: {:.0} µs)",
-            show(latency.read_bytes),
-            latency.p50_s * 1e6,
-            latency.p99_s * 1e6
-        )?;
-    }
+    print_latency(out, curve.small_read.as_ref())?;
     Ok(())
 }
 

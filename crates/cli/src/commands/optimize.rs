@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use hypura_engine::gguf::hot::{HotWriteError, OutputError};
+use hypura_engine::gguf::hot::HotWriteError;
+use hypura_engine::gguf::output::OutputError;
 use hypura_engine::{
     OptimizeError, OptimizeOptions, OptimizeStep, Optimized, TensorCount, optimize,
 };

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use hypura_engine::devices;
-use hypura_engine::profile::{Effort, Profile, Query, Storage, load_or_probe};
+use hypura_engine::profile::{Effort, Latency, Profile, Query, Storage, load_or_probe};
 
 use crate::args::ProfileArgs;
 use crate::failure::UsageError;
@@ -147,14 +147,21 @@ fn describe_drive(out: &mut impl Write, storage: &Storage, now: Duration) -> std
         rows.push(row);
     }
     write!(out, "{}", table(&rows))?;
-    if let Some(latency) = &storage.small_read {
-        writeln!(
-            out,
-            "  a read of {} takes {:.0} µs (99 in 100: {:.0} µs)",
-            show(latency.read_bytes),
-            latency.p50_s * 1e6,
-            latency.p99_s * 1e6
-        )?;
-    }
+    print_latency(out, storage.small_read.as_ref())?;
     Ok(())
+}
+
+/// A line about small reads, if they were measured.
+pub(super) fn print_latency(
+    out: &mut impl Write,
+    latency: Option<&Latency>,
+) -> std::io::Result<()> {
+    let Some(latency) = latency else { return Ok(()) };
+    writeln!(
+        out,
+        "  a read of {} takes {:.0} µs (99 in 100: {:.0} µs)",
+        show(latency.read_bytes),
+        latency.p50_s * 1e6,
+        latency.p99_s * 1e6
+    )
 }

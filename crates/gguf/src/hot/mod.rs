@@ -49,14 +49,12 @@
 //!
 //! All checksums have a fixed size, so a header can be written first and completed last.
 
-mod output;
 mod read;
 mod select;
 mod table;
 mod verify;
 mod write;
 
-pub use output::OutputError;
 pub use read::{HotError, HotGroup, HotModel, HotTensor, is_hot};
 pub use verify::VerifyError;
 pub use write::{HotFile, HotWriteError, HotWriter, Piece};

@@ -3,7 +3,6 @@
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::output::{NewFile, OutputError};
 use super::read::{HotModel, is_hot, slices_of};
 use super::select::groups;
 use super::table::{
@@ -14,6 +13,7 @@ use super::verify::VerifyError;
 use super::{HOT_ALIGNMENT, HOT_BLOCKS, HOT_VERSION, HotLayout};
 use crate::ggml_type::GgmlType;
 use crate::model::{ByteRange, Model, Tensor};
+use crate::output::{NewFile, OutputError};
 use crate::write::{WriteError, Writer};
 use crate::{KEY_ALIGNMENT, align_up};
 

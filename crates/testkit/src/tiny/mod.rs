@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use hypura_gguf::{ExpertPart, GgmlType, Metadata, Role, WriteError, Writer, write_split};
 use hypura_llama::quants::QuantError;
 
-use crate::output::{NewFile, OutputError, partial_path};
 use build::{Build, Tensor};
+use hypura_gguf::output::{NewFile, OutputError, partial_path};
 
 /// A tiny model that can be made.
 #[derive(Debug, Clone, Copy)]
@@ -173,7 +173,7 @@ impl TinyModel {
     pub fn write(&self, path: &Path) -> Result<(), TinyError> {
         let write_error = |source| TinyError::Write { path: path.to_owned(), source };
         let writer = self.writer().map_err(write_error)?;
-        let mut new = NewFile::create(path, writer.data_bytes())?;
+        let mut new = NewFile::create(path, writer.data_bytes(), true, [])?;
         let mut out = io::BufWriter::new(new.file());
         writer.write(&mut out, |index, sink| self.put(index, sink)).map_err(write_error)?;
         out.flush().map_err(|error| write_error(error.into()))?;

@@ -35,7 +35,7 @@ pub enum OutputError {
 
 /// A file under its temporary name, removed when dropped before [`NewFile::publish`].
 #[derive(Debug)]
-pub(super) struct NewFile {
+pub struct NewFile {
     file: File,
     partial: PathBuf,
     path: PathBuf,
@@ -46,7 +46,10 @@ pub(super) struct NewFile {
 impl NewFile {
     /// Opens `PATH.partial`, after a look whether `path` may be written and its disk has room for
     /// `bytes`. An existing file is refused unless it may be replaced, and one of `sources` always.
-    pub(super) fn create<'a>(
+    ///
+    /// # Errors
+    /// [`OutputError`], with nothing changed.
+    pub fn create<'a>(
         path: &Path,
         bytes: u64,
         replace: bool,
@@ -80,26 +83,34 @@ impl NewFile {
         Ok(new)
     }
 
-    pub(super) const fn file(&mut self) -> &mut File {
+    /// What is written to.
+    pub const fn file(&mut self) -> &mut File {
         &mut self.file
     }
 
     /// The temporary name.
-    pub(super) fn partial(&self) -> &Path {
+    pub fn partial(&self) -> &Path {
         &self.partial
     }
 
-    pub(super) fn sync(&self) -> io::Result<()> {
+    /// Makes what was written so far durable.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 
     /// An I/O error with the name that the user knows.
-    pub(super) fn error(&self, source: io::Error) -> OutputError {
+    pub fn error(&self, source: io::Error) -> OutputError {
         OutputError::Io { path: self.path.clone(), source }
     }
 
     /// Makes the file durable and gives it its name.
-    pub(super) fn publish(mut self) -> Result<(), OutputError> {
+    ///
+    /// # Errors
+    /// [`OutputError`]; the file is removed then.
+    pub fn publish(mut self) -> Result<(), OutputError> {
         self.sync().map_err(|source| self.error(source))?;
         // Writing took a while: somebody may have put a file there.
         if !self.replace && self.path.symlink_metadata().is_ok() {
@@ -160,7 +171,7 @@ fn is_same_file(a: &fs::Metadata, b: &fs::Metadata) -> bool {
 }
 
 /// The temporary name of a file.
-fn partial_path(path: &Path) -> PathBuf {
+pub fn partial_path(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".partial");
     name.into()
