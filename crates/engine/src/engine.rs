@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use hypura_kv::{Health, ScopeFields, StoreStats};
 use hypura_llama::{ModelInfo, Token};
 
 use crate::chat::{ChatError, ChatTemplate};
@@ -35,6 +37,24 @@ pub enum EngineEvent {
         /// Told the tokens.
         reply: Sender<Vec<Token>>,
     },
+    /// Wait until attention state is written, and say what the tiers did.
+    Settle {
+        /// At most so long.
+        at_most: Duration,
+        /// Told the numbers; `None` if there are no tiers.
+        reply: Sender<Option<Settled>>,
+    },
+}
+
+/// The tiers of attention state, when nothing waits to be written any more.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// Whether all of the state is written, or as much of it as the tiers take.
+    pub is_complete: bool,
+    /// The numbers since the model was loaded.
+    pub stats: StoreStats,
+    /// Whether the cold tier works.
+    pub health: Health,
 }
 
 /// The engine's thread has ended.
@@ -48,6 +68,7 @@ pub struct Engine {
     thread: Option<JoinHandle<()>>,
     abort: Arc<AtomicBool>,
     info: ModelInfo,
+    kv_fields: Option<ScopeFields>,
     template: Option<String>,
     bos: String,
     eos: String,
@@ -59,9 +80,10 @@ impl Engine {
     /// # Errors
     /// When no thread can be started.
     pub fn start(loaded: Loaded) -> std::io::Result<Engine> {
-        let Loaded { context, stream, .. } = loaded;
+        let Loaded { context, stream, attention, .. } = loaded;
         let model = context.model().clone();
-        let sequence = Sequence::new(context, stream);
+        let kv_fields = attention.as_ref().map(|attention| attention.fields().clone());
+        let sequence = Sequence::new(context, stream, attention);
         let abort = sequence.abort_flag();
         let (sender, receiver) = sync_channel(QUEUE_EVENTS_MAX);
         let thread = std::thread::Builder::new()
@@ -73,6 +95,7 @@ impl Engine {
             thread: Some(thread),
             abort,
             info: model.info(),
+            kv_fields,
             template: model.chat_template(),
             bos: vocab.bos_text().unwrap_or_default(),
             eos: vocab.eos_text().unwrap_or_default(),
@@ -96,6 +119,21 @@ impl Engine {
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>, ChatError> {
         let source = self.template.as_deref();
         source.map(|source| ChatTemplate::new(source, &self.bos, &self.eos)).transpose()
+    }
+
+    /// What the names of this model's attention state are made of; `None` if it is not kept.
+    pub fn kv_fields(&self) -> Option<&ScopeFields> {
+        self.kv_fields.as_ref()
+    }
+
+    /// Waits until attention state is written, at most so long. `None` if there are no tiers.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn settle(&self, at_most: Duration) -> Result<Option<Settled>, EngineGone> {
+        let (reply, answer) = channel();
+        self.send(EngineEvent::Settle { at_most, reply })?;
+        answer.recv().map_err(|_| EngineGone)
     }
 
     /// Turns text into tokens. `add_special` adds what the model wants around a text (a rendered
@@ -148,9 +186,28 @@ impl Drop for Engine {
     }
 }
 
+/// How often there is a look for work while nobody asks for anything.
+const IDLE_STEP: Duration = Duration::from_millis(100);
+
+/// The next event. While there is none, idle work is done.
+fn next(sequence: &mut Sequence, events: &Receiver<EngineEvent>) -> Option<EngineEvent> {
+    let begin = Instant::now();
+    while sequence.idle(begin.elapsed()) {
+        match events.recv_timeout(IDLE_STEP) {
+            Ok(event) => return Some(event),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+    events.recv().ok()
+}
+
 fn run(mut sequence: Sequence, events: &Receiver<EngineEvent>) {
-    while let Ok(event) = events.recv() {
+    while let Some(event) = next(&mut sequence, events) {
         match event {
+            EngineEvent::Settle { at_most, reply } => {
+                let _ = reply.send(sequence.settle(at_most));
+            }
             EngineEvent::Generate { request, updates, reply } => {
                 let result =
                     sequence.generate(&request, &mut |update| updates.send(update).is_ok());

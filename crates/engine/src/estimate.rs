@@ -17,7 +17,8 @@ use hypura_profile::Profile;
 use hypura_tier::{Trace, TraceError, TraceShape};
 
 use crate::hot::Opened;
-use crate::load::{LoadError, LoadOptions, make_plan};
+use crate::load::make_plan;
+use crate::options::{LoadError, LoadOptions};
 use crate::machine::{Survey, survey_with};
 use replay::{Replayed, replay};
 

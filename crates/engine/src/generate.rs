@@ -4,8 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hypura_llama::{BatchToken, Context, DecodeError, Sampler, SamplerParams, Token};
+use hypura_llama::{
+    BatchToken, Context, ContextError, DecodeError, Sampler, SamplerParams, Token,
+};
 
+use crate::attention::{Attention, KvUse, Restored};
+use crate::engine::Settled;
 use crate::stream::{Segment, Shared, StreamStats};
 use crate::text::{StopFilter, Utf8Assembler};
 
@@ -69,6 +73,10 @@ pub struct Generated {
     pub prompt_tokens: usize,
     /// How many of them were known already.
     pub reused_tokens: usize,
+    /// What the tiers of attention state did for it.
+    pub kv: KvUse,
+    /// Whether the text stands for exactly these tokens: nothing was held back or left out.
+    pub is_exact: bool,
     /// From the beginning to the first token.
     pub ttft: Duration,
     /// Time for the prompt's tokens that were computed.
@@ -111,6 +119,9 @@ pub enum GenerateError {
     /// The computation failed.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// The memory of an idle conversation was given back, and can't be had again.
+    #[error(transparent)]
+    Context(#[from] ContextError),
     /// llama.cpp gave no logits or no sampler: a bug.
     #[error("internal error: {0}")]
     Internal(&'static str),
@@ -128,14 +139,24 @@ pub(crate) struct Sequence {
     /// How far layers with a sliding window look back, in tokens; 0 when there are none.
     n_swa: usize,
     stream: Option<Arc<Shared>>,
+    /// Where attention state is kept beside the context.
+    attention: Option<Attention>,
     abort: Arc<AtomicBool>,
 }
 
 impl Sequence {
-    pub(crate) fn new(context: Context, stream: Option<Arc<Shared>>) -> Sequence {
+    pub(crate) fn new(
+        context: Context,
+        stream: Option<Arc<Shared>>,
+        attention: Option<Attention>,
+    ) -> Sequence {
         let abort = context.abort_flag();
         let n_swa = context.model().info().n_swa as usize;
-        Sequence { context, tokens: Vec::new(), whole: true, n_swa, stream, abort }
+        Sequence { context, tokens: Vec::new(), whole: true, n_swa, stream, attention, abort }
+    }
+
+    pub(crate) fn attention(&self) -> Option<&Attention> {
+        self.attention.as_ref()
     }
 
     pub(crate) fn context(&self) -> &Context {
@@ -173,9 +194,12 @@ impl Sequence {
         }
         let before = self.stats();
         let mut answer = Answer::new(request, sink);
-        let reused_tokens = self.keep_prefix(&request.prompt);
+        self.context.revive()?;
+        let mut kv = KvUse::default();
+        let reused_tokens = self.keep_prefix(&request.prompt, &mut kv);
+        let prompt_begin = Instant::now();
         let prompt = self.compute_prompt(&request.prompt, answer.sink);
-        let prompt_time = begin.elapsed();
+        let prompt_time = prompt_begin.elapsed();
         let after_prompt = self.stats();
         if let Some(shared) = &self.stream {
             // Those of the prompt.
@@ -214,6 +238,9 @@ impl Sequence {
                 if let Err(error) = self.decode(&[next]) {
                     break Err(error);
                 }
+                if let Some(attention) = &mut self.attention {
+                    attention.answer_grew(&mut self.context, &self.tokens);
+                }
             },
             Err(error) => Err(error),
         };
@@ -224,12 +251,19 @@ impl Sequence {
         };
         let (text, tokens) = answer.finish();
         let decode_time = first.map_or(Duration::ZERO, |at| at.elapsed());
+        if let Some(attention) = &mut self.attention {
+            attention.turn_ended(&mut self.context, &self.tokens);
+        }
+        let vocab = self.context.model().vocab();
+        let spelled: Vec<u8> = tokens.iter().flat_map(|&token| vocab.piece(token, true)).collect();
         Ok(Generated {
+            is_exact: spelled == text.as_bytes(),
             text,
             tokens,
             finish,
             prompt_tokens,
             reused_tokens,
+            kv,
             ttft,
             prompt_time,
             decode_time,
@@ -242,9 +276,32 @@ impl Sequence {
 
     /// Cuts the state back to what it shares with `prompt`, less the last token, whose logits are
     /// needed. Returns how many tokens stay.
-    fn keep_prefix(&mut self, prompt: &[Token]) -> usize {
+    /// What is kept elsewhere is restored if that is more.
+    fn keep_prefix(&mut self, prompt: &[Token], usage: &mut KvUse) -> usize {
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        self.cut(shared.min(prompt.len() - 1));
+        let shared = shared.min(prompt.len() - 1);
+        if let Some(attention) = &mut self.attention {
+            let kept = if can_keep(&self.context, &self.tokens, self.whole, self.n_swa, shared) {
+                shared
+            } else {
+                0
+            };
+            match attention.restore(&mut self.context, prompt, kept, usage) {
+                Restored::Nothing => {}
+                Restored::Tokens(n) => {
+                    self.tokens = prompt[..n].to_vec();
+                    self.whole = true;
+                    if usage.lost_blocks > 0 {
+                        tracing::warn!(
+                            "some of the attention state that was kept is missing or damaged; \
+                             it is computed again"
+                        );
+                    }
+                    return n;
+                }
+            }
+        }
+        self.cut(shared);
         self.tokens.len()
     }
 
@@ -253,22 +310,72 @@ impl Sequence {
     fn cut(&mut self, keep: usize) {
         let untouched = keep == self.tokens.len() && self.whole;
         let is_cut = keep > 0 && (untouched || self.context.forget(0, position(keep), -1));
-        let needed_from = keep.saturating_sub(self.n_swa);
-        let has_window = || {
-            let first = self.context.first_position(0);
-            usize::try_from(first).is_ok_and(|first| first <= needed_from)
-        };
-        if is_cut && (self.n_swa == 0 || has_window()) {
+        if is_cut && has_window(&self.context, self.n_swa, keep) {
+            if let Some(attention) = &mut self.attention {
+                attention.cut(&self.tokens, keep);
+            }
             self.tokens.truncate(keep);
         } else {
-            self.context.clear();
-            self.tokens.clear();
+            self.clear();
         }
         self.whole = true;
     }
 
+    fn clear(&mut self) {
+        self.context.clear();
+        self.tokens.clear();
+        if let Some(attention) = &mut self.attention {
+            attention.cleared();
+        }
+    }
+
+    /// Waits until what is kept of the attention state is written.
+    pub(crate) fn settle(&mut self, at_most: Duration) -> Option<Settled> {
+        let attention = self.attention.as_mut()?;
+        let begin = Instant::now();
+        let left = || at_most.saturating_sub(begin.elapsed());
+        let mut is_complete = attention.store().flush(left());
+        while !self.context.is_released()
+            && is_complete
+            && !left().is_zero()
+            && attention.refill(&mut self.context, &self.tokens)
+        {
+            is_complete = attention.store().flush(left());
+        }
+        let store = attention.store();
+        Some(Settled { is_complete, stats: store.stats(), health: store.health() })
+    }
+
+    /// Nobody has asked for anything for a while. Completes what is kept of the attention state, a
+    /// little at a time, and gives its memory back if that was asked for. True if there may be more
+    /// to do.
+    pub(crate) fn idle(&mut self, idle_for: Duration) -> bool {
+        let Some(attention) = &mut self.attention else { return false };
+        if self.context.is_released() || self.tokens.is_empty() {
+            return false;
+        }
+        if attention.refill(&mut self.context, &self.tokens) {
+            return true;
+        }
+        let Some(hot) = attention.options().hot else { return false };
+        if attention.fits(hot, self.tokens.len()) {
+            return false;
+        }
+        if idle_for < attention.options().idle {
+            return true;
+        }
+        // What could not be written stays where it is.
+        if attention.has_all(&self.tokens) {
+            self.tokens.clear();
+            attention.cleared();
+            self.context.release();
+            hypura_llama::process::trim();
+        }
+        false
+    }
+
     fn compute_prompt(&mut self, prompt: &[Token], sink: Sink<'_>) -> Result<(), DecodeError> {
-        let total = prompt.len();
+        let (begin, known, total) = (Instant::now(), self.tokens.len(), prompt.len());
         while self.tokens.len() < total {
             let from = self.tokens.len();
             // One micro-batch at a time, which is how llama.cpp would divide a larger batch.
@@ -282,8 +389,17 @@ impl Sequence {
                 })
                 .collect();
             self.decode(&batch)?;
+            if let Some(attention) = &mut self.attention {
+                attention.prompt_grew(&mut self.context, &self.tokens);
+            }
             if !sink(Update::Prompt { done: to, total }) {
                 return Err(DecodeError::Aborted);
+            }
+        }
+        if let Some(attention) = &mut self.attention {
+            attention.rates().computed(total - known, begin.elapsed());
+            if attention.wants_prompt_end() {
+                attention.turn_ended(&mut self.context, &self.tokens);
             }
         }
         Ok(())
@@ -306,6 +422,27 @@ impl Sequence {
             }
         }
     }
+}
+
+/// Whether the first `keep` of a context's tokens can stay without the others.
+fn can_keep(
+    context: &Context,
+    tokens: &[Token],
+    whole: bool,
+    n_swa: usize,
+    keep: usize,
+) -> bool {
+    let info = context.model().info();
+    let untouched = keep == tokens.len() && whole;
+    keep > 0
+        && (untouched || !info.is_recurrent && !info.is_hybrid)
+        && has_window(context, n_swa, keep)
+}
+
+/// Whether layers with a sliding window still have what a token at `keep` looks back at.
+fn has_window(context: &Context, n_swa: usize, keep: usize) -> bool {
+    let first = || context.first_position(0);
+    n_swa == 0 || usize::try_from(first()).is_ok_and(|first| first <= keep.saturating_sub(n_swa))
 }
 
 /// The answer as it grows.

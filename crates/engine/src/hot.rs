@@ -6,7 +6,7 @@ use hypura_gguf::hot::{HotModel, is_hot};
 use hypura_gguf::{self as gguf, ByteRange};
 use hypura_llama::Layout;
 
-use crate::load::LoadError;
+use crate::options::LoadError;
 use crate::optimize::suits_this_cpu;
 
 /// A model that was opened.

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod attention;
 mod chat;
 mod engine;
 mod estimate;
@@ -18,6 +19,7 @@ mod hot;
 mod load;
 mod machine;
 mod optimize;
+mod options;
 mod pools;
 mod report;
 mod store;
@@ -26,18 +28,18 @@ mod streamed;
 mod text;
 mod trace;
 
+pub use attention::{HotLimit, KvOptions, KvUse, kv_type_name};
 pub use chat::{ChatError, ChatTemplate, Message};
-pub use engine::{Engine, EngineEvent, EngineGone};
+pub use engine::{Engine, EngineEvent, EngineGone, Settled};
 pub use estimate::{Estimate, EstimateError, EstimateOptions, FIRST_TOKENS, estimate};
 pub use generate::{FILL_TOKENS, Finish, GenerateError, GenerateRequest, Generated, Update};
-pub use load::{
-    LoadError, LoadOptions, Loaded, Progress, ReaderFactory, load, load_baseline, plan_only, reader,
-};
+pub use load::{Loaded, load, load_baseline, plan_only};
 pub use machine::{Survey, devices, survey};
 pub use optimize::{
     OptimizeError, OptimizeOptions, OptimizeProgress, OptimizeStep, Optimized, OtherCpu,
     TensorCount, optimize, suits_this_cpu,
 };
+pub use options::{LoadError, LoadOptions, Progress, ReaderFactory, reader};
 pub use report::{LoadSummary, RunStats, mode_name};
 pub use store::{ResolveError, Stores};
 pub use stream::{AheadStats, Segment, StreamStats};
@@ -45,6 +47,7 @@ pub use text::{Filtered, StopFilter, Utf8Assembler};
 
 pub use hypura_gguf as gguf;
 pub use hypura_io as io;
+pub use hypura_kv as kv;
 pub use hypura_llama as llama;
 pub use hypura_plan as plan;
 pub use hypura_profile as profile;

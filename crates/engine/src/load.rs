@@ -1,6 +1,6 @@
 //! From a path and a budget to a model that is ready to generate.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,158 +11,16 @@ use hypura_llama::tiered::{self, PoolSpec, StreamMemory};
 use hypura_plan::{self as plan, KvType, Mode, Plan, PlanError};
 use hypura_tier::TraceShape;
 
+use crate::attention::{self, Attention};
 use crate::estimate::plan_layout;
 use crate::history::HistoryFile;
 use crate::hot::Opened;
 use crate::machine;
-use crate::optimize::OtherCpu;
+use crate::options::{LoadError, LoadOptions, Progress};
 use crate::pools::{SlotLayout, fit_pools};
 use crate::stream::{Shared, StreamStats, Streamer};
 use crate::streamed::Streamed;
 use crate::trace::Recorder;
-
-/// Makes the engine that reads streamed weights; tests put a faulty one here.
-pub type ReaderFactory = Arc<dyn Fn() -> Result<Box<dyn io::ReadEngine>, String> + Send + Sync>;
-
-/// Makes engines of this kind.
-pub fn reader(config: io::EngineConfig) -> ReaderFactory {
-    Arc::new(move || io::open_engine(config).map_err(|error| error.to_string()))
-}
-
-/// What to load, and within what.
-#[derive(Clone)]
-pub struct LoadOptions {
-    /// Bytes that the whole process may take; `None` is what is free, less a margin.
-    pub memory_bytes: Option<u64>,
-    /// Bytes that the weights alone may take.
-    pub weights_memory_bytes: Option<u64>,
-    /// Tokens of context.
-    pub ctx_tokens: u32,
-    /// Tokens of a micro-batch; `None` lets the planner choose.
-    pub ubatch_tokens: Option<u32>,
-    /// Compute threads; `None` is as many as there are free cores.
-    pub threads: Option<u32>,
-    /// The layout of resident weights.
-    pub layout: llama::Layout,
-    /// Types of the attention state.
-    pub kv_type_k: KvType,
-    /// As above.
-    pub kv_type_v: KvType,
-    /// The attention kernel.
-    pub flash_attention: llama::FlashAttention,
-    /// Give logits for every token of a prompt, not only the last.
-    pub all_outputs: bool,
-    /// Read experts ahead of their router, by a guess.
-    pub speculate: bool,
-    /// The folder in which routing histories are kept from one run to the next; `None` keeps none.
-    pub history_dir: Option<PathBuf>,
-    /// Keep what each layer of a run computes and misses, for [`crate::RunStats::decode_segments`].
-    pub keep_segments: bool,
-    /// Record the routing here.
-    pub trace: Option<PathBuf>,
-    /// Where measurements of this machine are kept; `None` keeps and makes none.
-    pub profile_dir: Option<PathBuf>,
-    /// Reads streamed weights.
-    pub reader: ReaderFactory,
-}
-
-impl Default for LoadOptions {
-    fn default() -> LoadOptions {
-        LoadOptions {
-            memory_bytes: None,
-            weights_memory_bytes: None,
-            ctx_tokens: 4096,
-            ubatch_tokens: None,
-            threads: None,
-            layout: llama::Layout::Fast,
-            kv_type_k: KvType::F16,
-            kv_type_v: KvType::F16,
-            flash_attention: llama::FlashAttention::Auto,
-            all_outputs: false,
-            speculate: true,
-            history_dir: None,
-            keep_segments: false,
-            trace: None,
-            profile_dir: None,
-            // Measured: docs/performance.md, "Reads".
-            reader: reader(io::EngineConfig {
-                kind: io::EngineKind::Pread,
-                ..io::EngineConfig::default()
-            }),
-        }
-    }
-}
-
-/// Why a model could not be made ready.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadError {
-    /// The file is not a model that can be read.
-    #[error(transparent)]
-    Open(#[from] gguf::OpenError),
-    /// The file is a hot file that can't be read.
-    #[error(transparent)]
-    Hot(#[from] gguf::hot::HotError),
-    /// The file is a hot file made on another kind of CPU.
-    #[error(transparent)]
-    OtherCpu(#[from] OtherCpu),
-    /// The file is a hot file, whose weights can't be had as they were.
-    #[error(
-        "this optimised model has only the fast layout of its weights; use --layout fast, or run \
-         the original model"
-    )]
-    HotLayout,
-    /// The file is a hot file, which llama.cpp's own loader does not know.
-    #[error(
-        "llama.cpp's own loader can't read an optimised model; run the original model, or leave \
-         out --baseline"
-    )]
-    HotBaseline,
-    /// There is no plan for this budget.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// A file could not be opened for streaming.
-    #[error(transparent)]
-    File(#[from] io::OpenError),
-    /// A file changed while it was loaded.
-    #[error(transparent)]
-    Changed(#[from] io::ChangedError),
-    /// llama.cpp refused the model.
-    #[error(transparent)]
-    Llama(#[from] llama::LoadError),
-    /// llama.cpp refused the context.
-    #[error(transparent)]
-    Context(#[from] llama::ContextError),
-    /// The model can't generate text.
-    #[error("this model computes embeddings or needs an encoder; it can't generate text")]
-    NotGenerative,
-    /// The buffers turned out larger than planned.
-    #[error(
-        "a memory budget of {budget_bytes} bytes is too small: this model's buffers need \
-         {needed_bytes} bytes"
-    )]
-    BudgetTooSmall {
-        /// What would do.
-        needed_bytes: u64,
-        /// The budget.
-        budget_bytes: u64,
-    },
-    /// All weights were loaded, and what is in memory now is more than the budget.
-    #[error("keeping the whole model in memory needs {needed_bytes} bytes; use a larger --memory")]
-    ResidentTooLarge {
-        /// What would do.
-        needed_bytes: u64,
-    },
-    /// A trace was asked for, and no experts are streamed.
-    #[error("there is nothing to trace: no experts are streamed; use a smaller --memory")]
-    NothingToTrace,
-    /// The trace can't be written.
-    #[error("{0}")]
-    Trace(String),
-    /// Something else went wrong.
-    #[error("{0}")]
-    Other(String),
-}
 
 /// A model that is ready.
 pub struct Loaded {
@@ -181,6 +39,7 @@ pub struct Loaded {
     /// Bytes of weights read while loading, and how many of them belong to streamed tensors.
     pub load_stats: tiered::LoadStats,
     pub(crate) stream: Option<Arc<Shared>>,
+    pub(crate) attention: Option<Attention>,
 }
 
 impl Loaded {
@@ -189,9 +48,6 @@ impl Loaded {
         self.stream.as_ref().map(|shared| shared.stats()).unwrap_or_default()
     }
 }
-
-/// What is told while loading: a share from 0 to 1; answers whether to go on.
-pub type Progress<'a> = &'a mut dyn FnMut(f32) -> bool;
 
 /// Kept free beside what was measured: allocations that come later (sampling, tokenizing, the
 /// allocator's own).
@@ -221,6 +77,10 @@ pub fn load(
         let free_mib = free >> 20;
         tracing::warn!("the memory budget is more than the {free_mib} MiB that are free now");
     }
+    let fingerprint = match &options.kv {
+        Some(_) => attention::fingerprint(model, options, progress)?,
+        None => String::new(),
+    };
     let mut pinned = Vec::new();
     let mut options = options.clone();
     loop {
@@ -250,7 +110,11 @@ pub fn load(
                 if info.has_encoder || !info.has_decoder {
                     return Err(LoadError::NotGenerative);
                 }
-                return Ok(parts.into_loaded(opened.into_model(), &surveyed, options, begin));
+                let mut loaded = parts.into_loaded(opened.into_model(), &surveyed, options, begin);
+                let Loaded { context, gguf, plan, .. } = &mut loaded;
+                loaded.attention =
+                    attention::open(context, gguf, plan, &surveyed, options, &fingerprint);
+                return Ok(loaded);
             }
             Err(LoadError::ResidentTooLarge { needed_bytes })
                 if options.weights_memory_bytes.is_none() =>
@@ -305,12 +169,20 @@ pub(crate) fn make_plan(
     options: &LoadOptions,
     pinned: &[String],
 ) -> Result<Plan, LoadError> {
-    let request = request(surveyed, options, pinned);
+    let request = request(model, surveyed, options, pinned);
     Ok(plan::plan(model, &surveyed.machine, &request)?)
 }
 
-fn request(surveyed: &machine::Survey, options: &LoadOptions, pinned: &[String]) -> plan::Request {
+fn request(
+    model: &gguf::Model,
+    surveyed: &machine::Survey,
+    options: &LoadOptions,
+    pinned: &[String],
+) -> plan::Request {
+    let sizes = options.kv.as_ref().map(|kv| attention::Sizes::of(model, options, kv));
     plan::Request {
+        n_seq: n_seq(options),
+        kv_tier_bytes: sizes.map_or(0, |sizes| sizes.memory_bytes()),
         memory_bytes: options.memory_bytes.unwrap_or(surveyed.default_budget_bytes),
         weights_memory_bytes: options.weights_memory_bytes,
         ctx_tokens: options.ctx_tokens,
@@ -336,7 +208,7 @@ fn measured(
     pinned: &[String],
 ) -> Result<Plan, LoadError> {
     let ask =
-        plan::Request { ubatch_tokens: Some(plan.n_ubatch), ..request(surveyed, options, pinned) };
+        plan::Request { ubatch_tokens: Some(plan.n_ubatch), ..request(opened.model(), surveyed, options, pinned) };
     let smallest = |memory_bytes| {
         let ask = plan::Request { memory_bytes, ..ask.clone() };
         plan::plan(opened.model(), &surveyed.machine, &ask)
@@ -393,6 +265,7 @@ impl Parts {
             load_time: begin.elapsed(),
             load_stats: self.load_stats,
             stream: self.stream,
+            attention: None,
         }
     }
 }
@@ -402,12 +275,18 @@ fn context_params(plan: &Plan, options: &LoadOptions) -> llama::ContextParams {
         n_ctx: plan.n_ctx,
         n_batch: plan.n_batch,
         n_ubatch: plan.n_ubatch,
-        n_outputs_max: if options.all_outputs { 0 } else { 1 },
+        n_seq_max: n_seq(options),
+        n_outputs_max: if options.all_outputs { 0 } else { n_seq(options) },
         flash_attention: options.flash_attention,
         type_k: kv_type(options.kv_type_k),
         type_v: kv_type(options.kv_type_v),
         ..llama::ContextParams::default()
     }
+}
+
+/// Sequences of a context: blocks of attention state are made and read with a second one.
+fn n_seq(options: &LoadOptions) -> u32 {
+    if options.kv.is_some() { llama::SEQUENCES } else { 1 }
 }
 
 /// ggml's numbers of the types.
@@ -459,7 +338,7 @@ fn load_hot(
 /// With all weights in memory: whether the budget holds now that the buffers are there.
 fn check_resident(parts: Parts, model: &gguf::Model) -> Result<Parts, LoadError> {
     let bytes = &parts.plan.bytes;
-    let needed_bytes = llama::process::rss_bytes() + bytes.compute + bytes.work;
+    let needed_bytes = llama::process::rss_bytes() + bytes.compute + bytes.work + bytes.kv_tiers;
     tracing::debug!(needed_bytes, weights = model.weight_bytes(), "loaded whole");
     if needed_bytes > parts.plan.budget_bytes {
         return Err(LoadError::ResidentTooLarge { needed_bytes });
@@ -527,6 +406,7 @@ fn prepare(
         .max(before_context + device.allocated().contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers
+        + plan.bytes.kv_tiers
         + plan.bytes.ring
         + RING_SLACK_BYTES
         + HEADROOM_BYTES;

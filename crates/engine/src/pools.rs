@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use hypura_io as io;
 use hypura_plan::{self as plan, Plan};
 
-use crate::load::LoadError;
+use crate::options::LoadError;
 use crate::stream::Sources;
 
 /// What the CPU's MUL_MAT_ID keeps per expert of a pool, token and choice (`mmid_row_mapping` in

@@ -4,7 +4,7 @@ use hypura_llama::tiered::{StreamKind, StreamedTensor};
 use hypura_plan::{Part, Placement, Plan};
 
 use crate::hot::Opened;
-use crate::load::LoadError;
+use crate::options::LoadError;
 use crate::stream::{ExpertLayer, MatrixSource, PartSource, RowSource, Sources};
 
 /// The streamed tensors of a plan, as llama.cpp has to treat them and as they are read.

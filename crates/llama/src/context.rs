@@ -113,9 +113,13 @@ pub struct BatchToken {
 
 /// Attention state and computation.
 pub struct Context {
-    ptr: NonNull<sys::llama_context>,
+    /// `None` between [`Context::release`] and [`Context::revive`].
+    ptr: Option<NonNull<sys::llama_context>>,
+    params: ContextParams,
     batch: sys::llama_batch,
+    n_ctx: u32,
     n_batch: usize,
+    n_ubatch: usize,
     n_outputs_max: usize,
     n_vocab: usize,
     abort: Arc<AtomicBool>,
@@ -137,61 +141,26 @@ impl Context {
         params: &ContextParams,
         threads: &Arc<Threadpool>,
     ) -> Result<Context, ContextError> {
-        if let Some(tiered) = model.tiered()
-            && !tiered.attach_threads(threads)
-        {
-            let reason = "a streamed model has one context at a time".into();
-            return Err(ContextError { reason });
-        }
-        crate::take_log_error();
         let abort = Arc::new(AtomicBool::new(false));
-        // SAFETY: the flag, the threads and the model are kept by the result and dropped after
-        // the context.
-        let ptr = unsafe {
-            let mut p = sys::llama_context_default_params();
-            p.n_ctx = params.n_ctx;
-            p.n_batch = params.n_batch;
-            p.n_ubatch = params.n_ubatch;
-            p.n_seq_max = params.n_seq_max;
-            p.n_outputs_max = params.n_outputs_max;
-            p.n_threads = threads.n_threads();
-            p.n_threads_batch = threads.n_threads();
-            p.flash_attn_type = match params.flash_attention {
-                FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-                FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-                FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-            };
-            p.type_k = params.type_k;
-            p.type_v = params.type_v;
-            p.kv_unified = params.kv_unified;
-            p.swa_full = params.swa_full;
-            p.no_perf = true;
-            p.abort_callback = Some(should_abort);
-            p.abort_callback_data = Arc::as_ptr(&abort).cast_mut().cast::<c_void>();
-            let ptr = sys::llama_init_from_model(model.as_ptr(), p);
-            let Some(ptr) = NonNull::new(ptr) else {
-                let reason = crate::take_log_error().unwrap_or_else(|| "no reason given".into());
-                if let Some(tiered) = model.tiered() {
-                    tiered.detach_threads();
-                }
-                return Err(ContextError { reason });
-            };
-            sys::llama_attach_threadpool(ptr.as_ptr(), threads.as_ptr(), threads.as_ptr());
-            ptr
-        };
-        if let Some(tiered) = model.tiered() {
-            tiered.set_abort_flag(&abort);
-        }
+        let ptr = make(model, params, threads, &abort)?;
         // SAFETY: the context is alive; allocates arrays for `n_batch` tokens of one sequence each.
-        let (n_batch, batch) = unsafe {
+        let (n_ctx, n_batch, n_ubatch, batch) = unsafe {
             let n_batch = sys::llama_n_batch(ptr.as_ptr());
-            (n_batch, sys::llama_batch_init(i32::try_from(n_batch).unwrap_or(i32::MAX), 0, 1))
+            (
+                sys::llama_n_ctx(ptr.as_ptr()),
+                n_batch,
+                sys::llama_n_ubatch(ptr.as_ptr()),
+                sys::llama_batch_init(i32::try_from(n_batch).unwrap_or(i32::MAX), 0, 1),
+            )
         };
         let n_outputs_max = if params.n_outputs_max == 0 { n_batch } else { params.n_outputs_max };
         Ok(Context {
-            ptr,
+            ptr: Some(ptr),
+            params: params.clone(),
             batch,
+            n_ctx,
             n_batch: n_batch as usize,
+            n_ubatch: n_ubatch as usize,
             n_outputs_max: n_outputs_max as usize,
             n_vocab: model.vocab().n_tokens(),
             abort,
@@ -200,8 +169,39 @@ impl Context {
         })
     }
 
+    /// Gives the memory of attention state and compute buffers back. Everything is forgotten, and
+    /// nothing but [`Context::revive`] may follow.
+    pub fn release(&mut self) {
+        let Some(ptr) = self.ptr.take() else { return };
+        // SAFETY: made in `make`, and freed once.
+        unsafe { sys::llama_free(ptr.as_ptr()) };
+        if let Some(tiered) = self.model.tiered() {
+            tiered.detach_threads();
+        }
+    }
+
+    /// Whether it was released.
+    pub fn is_released(&self) -> bool {
+        self.ptr.is_none()
+    }
+
+    /// Makes a released context usable again, as it was when it was new.
+    ///
+    /// # Errors
+    /// As [`Context::new`]; it stays released then.
+    pub fn revive(&mut self) -> Result<(), ContextError> {
+        if self.ptr.is_none() {
+            self.ptr = Some(make(&self.model, &self.params, &self.threads, &self.abort)?);
+        }
+        Ok(())
+    }
+
+    fn raw(&self) -> *mut sys::llama_context {
+        self.ptr.expect("a released context is revived before it is used").as_ptr()
+    }
+
     pub(crate) fn as_ptr(&mut self) -> *mut sys::llama_context {
-        self.ptr.as_ptr()
+        self.raw()
     }
 
     /// The model that it computes.
@@ -209,16 +209,19 @@ impl Context {
         &self.model
     }
 
+    /// What it was made with.
+    pub fn params(&self) -> &ContextParams {
+        &self.params
+    }
+
     /// Cells in tokens, as rounded by llama.cpp.
     pub fn n_ctx(&self) -> u32 {
-        // SAFETY: the context is alive.
-        unsafe { sys::llama_n_ctx(self.ptr.as_ptr()) }
+        self.n_ctx
     }
 
     /// The most tokens that are computed at once.
     pub fn n_ubatch(&self) -> usize {
-        // SAFETY: the context is alive.
-        unsafe { sys::llama_n_ubatch(self.ptr.as_ptr()) as usize }
+        self.n_ubatch
     }
 
     /// The most tokens of one [`Context::decode`].
@@ -258,9 +261,9 @@ impl Context {
                 *self.batch.logits.add(i) = i8::from(t.output);
             }
             self.batch.n_tokens = i32::try_from(tokens.len()).unwrap_or(i32::MAX);
-            let status = sys::llama_decode(self.ptr.as_ptr(), self.batch);
+            let status = sys::llama_decode(self.raw(), self.batch);
             if status == 0 {
-                sys::llama_synchronize(self.ptr.as_ptr());
+                sys::llama_synchronize(self.raw());
             }
             status
         };
@@ -288,7 +291,7 @@ impl Context {
         // SAFETY: llama.cpp returns null or a row of `n_vocab` values, valid until the next call
         // that needs `&mut self`.
         unsafe {
-            let row = sys::llama_get_logits_ith(self.ptr.as_ptr(), i);
+            let row = sys::llama_get_logits_ith(self.raw(), i);
             (!row.is_null()).then(|| std::slice::from_raw_parts(row, self.n_vocab))
         }
     }
@@ -296,14 +299,14 @@ impl Context {
     /// Forgets everything.
     pub fn clear(&mut self) {
         // SAFETY: the context is alive.
-        unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.ptr.as_ptr()), true) };
+        unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.raw()), true) };
     }
 
     /// Forgets positions `from..to` of a sequence (-1: open end). False when the model's state
     /// can't be cut there.
     pub fn forget(&mut self, seq: i32, from: i32, to: i32) -> bool {
         // SAFETY: the context is alive.
-        unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.ptr.as_ptr()), seq, from, to) }
+        unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.raw()), seq, from, to) }
     }
 }
 
@@ -312,21 +315,69 @@ impl Context {
     /// sliding window forget. -1 when there is none.
     pub fn first_position(&self, seq: i32) -> i32 {
         // SAFETY: the context is alive.
-        unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.ptr.as_ptr()), seq) }
+        unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.raw()), seq) }
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: both were made in `new` and are freed once; threads and model come after.
-        unsafe {
-            sys::llama_batch_free(self.batch);
-            sys::llama_free(self.ptr.as_ptr());
-        }
-        if let Some(tiered) = self.model.tiered() {
-            tiered.detach_threads();
-        }
+        // SAFETY: made in `new`, and freed once.
+        unsafe { sys::llama_batch_free(self.batch) };
+        self.release();
     }
+}
+
+/// A context of llama.cpp. The flag, the threads and the model have to outlive it.
+fn make(
+    model: &Model,
+    params: &ContextParams,
+    threads: &Arc<Threadpool>,
+    abort: &Arc<AtomicBool>,
+) -> Result<NonNull<sys::llama_context>, ContextError> {
+    if let Some(tiered) = model.tiered()
+        && !tiered.attach_threads(threads)
+    {
+        let reason = "a streamed model has one context at a time".into();
+        return Err(ContextError { reason });
+    }
+    crate::take_log_error();
+    // SAFETY: flag, threads and model outlive the context, by the callers' promise.
+    let ptr = unsafe {
+        let mut p = sys::llama_context_default_params();
+        p.n_ctx = params.n_ctx;
+        p.n_batch = params.n_batch;
+        p.n_ubatch = params.n_ubatch;
+        p.n_seq_max = params.n_seq_max;
+        p.n_outputs_max = params.n_outputs_max;
+        p.n_threads = threads.n_threads();
+        p.n_threads_batch = threads.n_threads();
+        p.flash_attn_type = match params.flash_attention {
+            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        };
+        p.type_k = params.type_k;
+        p.type_v = params.type_v;
+        p.kv_unified = params.kv_unified;
+        p.swa_full = params.swa_full;
+        p.no_perf = true;
+        p.abort_callback = Some(should_abort);
+        p.abort_callback_data = Arc::as_ptr(abort).cast_mut().cast::<c_void>();
+        let ptr = sys::llama_init_from_model(model.as_ptr(), p);
+        let Some(ptr) = NonNull::new(ptr) else {
+            let reason = crate::take_log_error().unwrap_or_else(|| "no reason given".into());
+            if let Some(tiered) = model.tiered() {
+                tiered.detach_threads();
+            }
+            return Err(ContextError { reason });
+        };
+        sys::llama_attach_threadpool(ptr.as_ptr(), threads.as_ptr(), threads.as_ptr());
+        ptr
+    };
+    if let Some(tiered) = model.tiered() {
+        tiered.set_abort_flag(abort);
+    }
+    Ok(ptr)
 }
 
 unsafe extern "C" fn should_abort(data: *mut c_void) -> bool {

@@ -21,6 +21,7 @@ pub mod process;
 pub mod quants;
 mod repack;
 mod sampler;
+mod state;
 mod threads;
 pub mod tiered;
 pub mod virtual_gguf;
@@ -34,6 +35,7 @@ pub use log::take_error as take_log_error;
 pub use model::{Layout, LoadError, Model, ModelInfo};
 pub use repack::{RepackError, Repacker};
 pub use sampler::{Sampler, SamplerParams};
+pub use state::{ImportBytes, SEQUENCES, StateError, StateShape};
 pub use threads::Threadpool;
 pub use vocab::{Token, Vocab};
 

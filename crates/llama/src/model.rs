@@ -69,8 +69,10 @@ pub struct ModelInfo {
     pub n_swa: u32,
     /// Parameters.
     pub n_params: u64,
-    /// Whether its state is not only a list of tokens.
-    pub is_recurrent_or_hybrid: bool,
+    /// Whether its state is one state that changes with each token, and no list of tokens.
+    pub is_recurrent: bool,
+    /// Whether it has layers of both kinds.
+    pub is_hybrid: bool,
     /// Whether it needs an encoder pass first.
     pub has_encoder: bool,
     /// Whether it can generate text.
@@ -142,8 +144,8 @@ impl Model {
                 n_layer: count(sys::llama_model_n_layer(ptr)),
                 n_swa: count(sys::llama_model_n_swa(ptr)),
                 n_params: sys::llama_model_n_params(ptr),
-                is_recurrent_or_hybrid: sys::llama_model_is_recurrent(ptr)
-                    || sys::llama_model_is_hybrid(ptr),
+                is_recurrent: sys::llama_model_is_recurrent(ptr),
+                is_hybrid: sys::llama_model_is_hybrid(ptr),
                 has_encoder: sys::llama_model_has_encoder(ptr),
                 has_decoder: sys::llama_model_has_decoder(ptr),
             }

@@ -112,6 +112,7 @@ fn budget_rows(plan: &Plan) -> Vec<BudgetRow> {
         ("expert slots", bytes.expert_slots),
         ("ring", bytes.ring),
         ("attention state", bytes.kv),
+        ("blocks of attention state", bytes.kv_tiers),
         ("compute buffers", bytes.compute),
         ("work buffers", bytes.work),
         ("read buffers", bytes.io_buffers),

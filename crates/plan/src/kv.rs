@@ -62,6 +62,20 @@ pub fn kv_bytes(hparams: &Hparams, request: &Request, n_ctx: u64, n_ubatch: u64)
     bytes
 }
 
+/// Bytes of keys and values of one token in all layers, as they are written to blocks.
+pub fn token_bytes(hparams: &Hparams, request: &Request) -> u64 {
+    total((0..hparams.n_layer).map(|layer| {
+        let key = request.kv_type_k.row_bytes(hparams.key_row_elements(layer));
+        key.saturating_add(request.kv_type_v.row_bytes(hparams.value_row_elements(layer)))
+    }))
+}
+
+/// Bytes of recurrent state of one sequence: a checkpoint.
+pub fn checkpoint_bytes(hparams: &Hparams) -> u64 {
+    let one = Request { n_seq: 1, ..Request::default() };
+    kv_bytes(hparams, &one, CTX_ALIGN_TOKENS, 1).recurrent
+}
+
 /// Cells that a layer with a sliding window keeps; 0 if no layer has one.
 pub(crate) fn sliding_cells(
     hparams: &Hparams,

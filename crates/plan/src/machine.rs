@@ -133,7 +133,7 @@ impl Machine {
     }
 
     /// Bytes per second of long reads in order, many at a time, measured or assumed.
-    pub(crate) fn stream_bytes_per_s(&self) -> f64 {
+    pub fn stream_bytes_per_s(&self) -> f64 {
         let measured = self.storage_bytes_per_s(1 << 20, 16).unwrap_or(0.0);
         or_assumed(measured, ASSUMED_STORAGE_BYTES_PER_S)
     }

@@ -156,6 +156,9 @@ pub struct Breakdown {
     pub ring: u64,
     /// The attention state.
     pub kv: u64,
+    /// Blocks of attention state beside the context.
+    #[serde(default)]
+    pub kv_tiers: u64,
     /// Compute buffers and logits.
     pub compute: u64,
     /// The backend's work buffer, and the buffers of passes.
@@ -169,7 +172,15 @@ pub struct Breakdown {
 impl Breakdown {
     /// All of it; never above the budget.
     pub fn total(&self) -> u64 {
-        total([self.weights(), self.kv, self.compute, self.work, self.io_buffers, self.base])
+        total([
+            self.weights(),
+            self.kv,
+            self.kv_tiers,
+            self.compute,
+            self.work,
+            self.io_buffers,
+            self.base,
+        ])
     }
 
     /// What weights take, in whatever form.

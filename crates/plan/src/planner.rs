@@ -348,7 +348,7 @@ impl<'a> Planner<'a> {
     }
 
     fn overhead(&self) -> u64 {
-        self.base.saturating_add(IO_BUFFERS_BYTES)
+        total([self.base, IO_BUFFERS_BYTES, self.request.kv_tier_bytes])
     }
 
     /// Bytes at the peak of loading `resident` bytes of weights.
@@ -417,13 +417,15 @@ impl<'a> Planner<'a> {
                 .fold(0, |sum, pool: &Pool| sum + pool.slot_bytes * u64::from(pool.slots)),
             ring: draft.allocation.ring_bytes,
             kv: draft.scratch.kv,
+            kv_tiers: self.request.kv_tier_bytes,
             compute: draft.scratch.compute,
             work: draft.scratch.work,
             io_buffers: IO_BUFFERS_BYTES,
             base: self.base,
         };
         if let Some(other) = self.request.measured_other_bytes {
-            let rest = total([bytes.kv, bytes.work, bytes.io_buffers, bytes.base]);
+            let rest =
+                total([bytes.kv, bytes.kv_tiers, bytes.work, bytes.io_buffers, bytes.base]);
             bytes.compute = other.saturating_sub(rest);
         }
         let pool_of_layer = |index: usize| {

@@ -31,6 +31,9 @@ pub struct Request {
     /// What everything but weights was measured to take with this micro-batch, in bytes, in place
     /// of the estimate; only for plans that stream.
     pub measured_other_bytes: Option<u64>,
+    /// Bytes that the tiers of attention state take beside the context: blocks on their way, and
+    /// those that are kept in memory.
+    pub kv_tier_bytes: u64,
     /// Names of tensors that must be resident, whatever could be done with them otherwise.
     pub pinned: Vec<String>,
 }
@@ -51,6 +54,7 @@ impl Default for Request {
             layout: Layout::Plain,
             flash_attention: true,
             measured_other_bytes: None,
+            kv_tier_bytes: 0,
             pinned: Vec::new(),
         }
     }

@@ -1,0 +1,73 @@
+//! From what a user asked for to tiers that are ready.
+
+use std::sync::Arc;
+
+use hypura_gguf as gguf;
+use hypura_io as io;
+use hypura_kv::{ColdConfig, Store, StoreConfig, SystemClock, SystemDisk};
+use hypura_llama::Context;
+use hypura_plan::Plan;
+
+use super::options::{BLOCKS_UNDER_WAY, KvOptions, Sizes, scope_fields};
+use super::{Attention, Rates};
+use crate::machine::Survey;
+use crate::options::{LoadError, LoadOptions, Progress, ReaderFactory};
+
+/// Opens the tiers of attention state for a model; `None` where its state can't be divided, or the
+/// folder can't be used, after a warning.
+pub(crate) fn open(
+    context: &mut Context,
+    model: &gguf::Model,
+    plan: &Plan,
+    surveyed: &Survey,
+    options: &LoadOptions,
+    fingerprint: &str,
+) -> Option<Attention> {
+    let kv = options.kv.as_ref()?;
+    let sizes = Sizes::of(model, options, kv);
+    let fields = scope_fields(model, fingerprint.to_owned(), options, plan.n_ctx, &kv.tenant);
+    let store = open_store(kv, &sizes)
+        .inspect_err(|reason| tracing::warn!("attention state is not kept: {reason}"))
+        .ok()?;
+    let machine = &surveyed.machine;
+    let rates = Rates::new(plan.speed.prompt_tokens_per_s, machine.stream_bytes_per_s());
+    Attention::new(context, store, fields, sizes, kv.clone(), rates)
+        .inspect_err(|error| tracing::warn!("attention state is not kept: {error}"))
+        .ok()
+}
+
+/// The store alone, as for a model.
+fn open_store(kv: &KvOptions, sizes: &Sizes) -> Result<Store, String> {
+    let config = StoreConfig {
+        cold: kv.cold_dir.as_ref().map(|dir| ColdConfig {
+            dir: dir.clone(),
+            bytes_max: kv.cold_bytes_max,
+            writes_per_day_max: kv.cold_writes_per_day_max,
+        }),
+        hot_bytes_max: sizes.hot_bytes,
+        pending_bytes_max: sizes.under_way_bytes(),
+        read_depth: usize::try_from(BLOCKS_UNDER_WAY).unwrap_or(1),
+        reader: kv.reader.clone().unwrap_or_else(reader),
+    };
+    let disk = kv.disk.clone().unwrap_or_else(|| Arc::new(SystemDisk));
+    Store::open(config, disk, Arc::new(SystemClock)).map_err(|error| error.to_string())
+}
+
+/// Reads blocks, several at once and each in pieces.
+fn reader() -> ReaderFactory {
+    crate::options::reader(io::EngineConfig {
+        kind: io::EngineKind::Pread,
+        depth: io::EngineConfig::THREADS_MAX,
+        ..io::EngineConfig::default()
+    })
+}
+
+/// What tells a model from all others: a hash of all of its bytes, kept from one run to the next.
+pub(crate) fn fingerprint(
+    model: &gguf::Model,
+    options: &LoadOptions,
+    progress: Progress<'_>,
+) -> Result<String, LoadError> {
+    let folder = options.kv.as_ref().and_then(|kv| kv.fingerprint_dir.as_deref());
+    todo(model, folder, &options.reader, progress)
+}
