@@ -1,5 +1,8 @@
 //! The command line, as it is typed.
 
+mod kv;
+mod session;
+
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
@@ -12,11 +15,15 @@ use crate::commands::optimize::OptimizeArgs;
 use crate::commands::trace::TraceArgs;
 use crate::size;
 
+pub(crate) use kv::KvArgs;
+pub(crate) use session::{SessionArgs, SessionCommand};
+
 const EXAMPLES: &str = "\
 Examples:
   hypura run model.gguf                             chat
   hypura run model.gguf -p \"Tell me a story\"        one answer
   hypura run model.gguf --memory 8GiB < prompt.txt  within 8 GiB, prompt from a file
+  hypura run model.gguf --session trip              a chat that goes on next time
   hypura inspect model.gguf --memory 8GiB           where its bytes would be
 
 Exit codes: 0 done, 1 internal error, 2 wrong usage or too small a budget, 3 no sound model,
@@ -73,6 +80,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Measure how fast a drive reads, over the size of reads and how many there are at once
     Iobench(IobenchArgs),
+    /// Conversations that were kept: list, show, save to a file, load from one, remove
+    Session(SessionArgs),
     /// Learn from the routing of earlier runs: replacement policies, predictions
     Trace(TraceArgs),
     /// Make a copy of a model that streams faster here: experts in blocks, laid out for this CPU
@@ -117,6 +126,9 @@ pub(crate) struct ModelArgs {
     /// file, which gives the same text at every --memory
     #[arg(long, value_enum, default_value_t = LayoutArg::Fast, help_heading = COMPUTING)]
     pub(crate) layout: LayoutArg,
+
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
 
     /// Whether attention is computed by the fused kernel
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = FlashArg::Auto, help_heading = COMPUTING)]
@@ -163,6 +175,9 @@ impl ModelArgs {
                 FlashArg::On => llama::FlashAttention::On,
                 FlashArg::Off => llama::FlashAttention::Off,
             },
+            kv_type_k: self.kv.type_k(),
+            kv_type_v: self.kv.type_v(),
+            kv: self.kv.options(),
             profile_dir: crate::home::cache(),
             history_dir: crate::home::data().map(|data| data.join("history")),
             ..LoadOptions::default()
@@ -190,6 +205,10 @@ pub(crate) struct RunArgs {
     /// What the model is told before the conversation (its system message)
     #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
+
+    /// Go on with the conversation of this name, or begin one; it is kept after each answer
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["raw", "baseline"])]
+    pub(crate) session: Option<String>,
 
     /// Tokens of an answer at most [default: until the model ends it, or the context is full]
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32))]

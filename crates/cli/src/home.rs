@@ -16,7 +16,17 @@ pub(crate) fn cache() -> Option<PathBuf> {
         .or_else(|| Some(etcetera::choose_base_strategy().ok()?.cache_dir().join("hypura")))
 }
 
-/// What can't: models, histories. `HYPURA_HOME`, or the platform's data folder.
+/// Attention state.
+pub(crate) fn kv() -> Option<PathBuf> {
+    cache().map(|cache| cache.join("kv"))
+}
+
+/// Conversations.
+pub(crate) fn sessions() -> Option<PathBuf> {
+    data().map(|data| data.join("sessions"))
+}
+
+/// What can't: models, histories, conversations. `HYPURA_HOME`, or the platform's data folder.
 pub(crate) fn data() -> Option<PathBuf> {
     from_env("HYPURA_HOME")
         .or_else(|| Some(etcetera::choose_base_strategy().ok()?.data_dir().join("hypura")))

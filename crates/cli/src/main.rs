@@ -54,6 +54,7 @@ fn run() -> anyhow::Result<()> {
         Command::Profile(args) => commands::profile::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Iobench(args) => commands::iobench::run(&args),
+        Command::Session(args) => commands::session::run(&args),
         Command::Trace(args) => commands::trace::run(&args),
         Command::Optimize(args) => commands::optimize::run(&args),
         Command::BenchChild(args) => commands::bench::run_child(&args),

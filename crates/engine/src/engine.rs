@@ -34,8 +34,8 @@ pub enum EngineEvent {
         text: String,
         /// Whether to add what the model wants around a text.
         add_special: bool,
-        /// Told the tokens.
-        reply: Sender<Vec<Token>>,
+        /// Told the tokens, and whether they spell exactly this text.
+        reply: Sender<(Vec<Token>, bool)>,
     },
     /// Wait until attention state is written, and say what the tiers did.
     Settle {
@@ -146,7 +146,19 @@ impl Engine {
         let add_special = add_special && (self.bos.is_empty() || !text.starts_with(&self.bos));
         let (reply, answer) = channel();
         self.send(EngineEvent::Tokenize { text: text.to_owned(), add_special, reply })?;
-        answer.recv().map_err(|_| EngineGone)
+        Ok(answer.recv().map_err(|_| EngineGone)?.0)
+    }
+
+    /// Turns text that goes on from other text into tokens; `None` if they would not spell just
+    /// this text (some tokenizers put a space in front).
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn tokenize_exactly(&self, text: &str) -> Result<Option<Vec<Token>>, EngineGone> {
+        let (reply, answer) = channel();
+        self.send(EngineEvent::Tokenize { text: text.to_owned(), add_special: false, reply })?;
+        let (tokens, is_exact) = answer.recv().map_err(|_| EngineGone)?;
+        Ok(is_exact.then_some(tokens))
     }
 
     /// Generates an answer; tells `sink` on the way, on the calling thread.
@@ -216,8 +228,10 @@ fn run(mut sequence: Sequence, events: &Receiver<EngineEvent>) {
                 let _ = reply.send(result);
             }
             EngineEvent::Tokenize { text, add_special, reply } => {
-                let tokens = sequence.context().model().vocab().tokenize(&text, add_special, true);
-                let _ = reply.send(tokens);
+                let vocab = sequence.context().model().vocab();
+                let tokens = vocab.tokenize(&text, add_special, true);
+                let is_exact = vocab.spells(&tokens, text.as_bytes());
+                let _ = reply.send((tokens, is_exact));
             }
         }
     }

@@ -254,10 +254,8 @@ impl Sequence {
         if let Some(attention) = &mut self.attention {
             attention.turn_ended(&mut self.context, &self.tokens);
         }
-        let vocab = self.context.model().vocab();
-        let spelled: Vec<u8> = tokens.iter().flat_map(|&token| vocab.piece(token, true)).collect();
         Ok(Generated {
-            is_exact: spelled == text.as_bytes(),
+            is_exact: self.context.model().vocab().spells(&tokens, text.as_bytes()),
             text,
             tokens,
             finish,

@@ -27,6 +27,7 @@ mod stream;
 mod streamed;
 mod text;
 mod trace;
+mod transcript;
 
 pub use attention::{HotLimit, KvOptions, KvUse, kv_type_name};
 pub use chat::{ChatError, ChatTemplate, Message};
@@ -43,6 +44,7 @@ pub use options::{LoadError, LoadOptions, Progress, ReaderFactory, reader};
 pub use report::{LoadSummary, RunStats, mode_name};
 pub use store::{ResolveError, Stores};
 pub use stream::{AheadStats, Segment, StreamStats};
+pub use transcript::Transcript;
 pub use text::{Filtered, StopFilter, Utf8Assembler};
 
 pub use hypura_gguf as gguf;

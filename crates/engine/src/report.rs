@@ -1,8 +1,10 @@
 //! The numbers of a run.
 
+use hypura_kv::StoreStats;
 use hypura_plan::{Mode, Plan};
 use serde::Serialize;
 
+use crate::engine::Settled;
 use crate::generate::{FILL_TOKENS, Finish, Generated};
 use crate::load::Loaded;
 use crate::stream::{AheadStats, Segment};
@@ -78,10 +80,36 @@ pub struct RunStats {
     pub compute_ms: f64,
     /// Tokens of attention state that did not have to be computed.
     pub kv_tokens_reused: usize,
-    /// Bytes of attention state read from the cold tier; there is none yet.
+    /// Tokens of the prompt whose attention state the tiers know.
+    pub kv_known_tokens: usize,
+    /// Tokens that were restored from files.
+    pub kv_cold_tokens: usize,
+    /// Tokens that were restored from memory.
+    pub kv_hot_tokens: usize,
+    /// Time for restoring, in milliseconds; a part of `ttft_ms`.
+    pub kv_restore_ms: f64,
+    /// Time for computing the prompt's other tokens, in milliseconds; a part of `ttft_ms`.
+    pub prompt_ms: f64,
+    /// Whether computing was expected to be faster than restoring.
+    pub kv_declined: bool,
+    /// What restoring was expected to take, in milliseconds; 0 if there was nothing to restore.
+    pub kv_expected_restore_ms: f64,
+    /// What computing the same tokens was expected to take, in milliseconds.
+    pub kv_expected_compute_ms: f64,
+    /// Blocks of attention state that were missing or damaged when they were read.
+    pub kv_lost_blocks: usize,
+    /// Bytes of attention state read from the cold tier.
     pub kv_read_bytes: u64,
-    /// Bytes of attention state written to the cold tier; there is none yet.
+    /// Bytes of attention state written to the cold tier since the model was loaded.
     pub kv_written_bytes: u64,
+    /// Blocks that were not written, because the drive could not follow or a limit was reached.
+    pub kv_unwritten_blocks: u64,
+    /// Bytes of all files of the cold tier.
+    pub kv_cold_bytes: u64,
+    /// Bytes written to the cold tier today, by all processes.
+    pub kv_wear_today_bytes: u64,
+    /// Bytes ever written to the cold tier.
+    pub kv_wear_total_bytes: u64,
     /// What the planner expected.
     pub predicted_tokens_per_s: f64,
     /// Why the answer ended.
@@ -126,8 +154,8 @@ impl LoadSummary {
         &self.plan
     }
 
-    /// The numbers of one answer.
-    pub fn run_stats(&self, answer: &Generated) -> RunStats {
+    /// The numbers of one answer, and of the tiers of attention state when they have settled.
+    pub fn run_stats(&self, answer: &Generated, settled: Option<&Settled>) -> RunStats {
         use sha2::Digest;
         let computed = answer.prompt_tokens - answer.reused_tokens;
         let after_first = answer.tokens.len().saturating_sub(1);
@@ -138,6 +166,9 @@ impl LoadSummary {
         let n_rest = answer.tokens.len().saturating_sub(FILL_TOKENS);
         let rest_time = answer.decode_time.saturating_sub(fill_time);
         let n_fill = if answer.filling.is_some() { FILL_TOKENS - 1 } else { 0 };
+        let kv = &answer.kv;
+        let none = StoreStats::default();
+        let tiers = settled.map_or(&none, |settled| &settled.stats);
         let digest = sha2::Sha256::digest(answer.text.as_bytes());
         RunStats {
             mode: mode_name(self.plan.mode),
@@ -172,8 +203,21 @@ impl LoadSummary {
             read_wait_ms: (prompt.read_wait + decode.read_wait).as_secs_f64() * 1e3,
             compute_ms: (prompt.compute + decode.compute).as_secs_f64() * 1e3,
             kv_tokens_reused: answer.reused_tokens,
-            kv_read_bytes: 0,
-            kv_written_bytes: 0,
+            kv_known_tokens: kv.known_tokens,
+            kv_cold_tokens: kv.cold_tokens,
+            kv_hot_tokens: kv.hot_tokens,
+            kv_restore_ms: kv.restore_time.as_secs_f64() * 1e3,
+            prompt_ms: answer.prompt_time.as_secs_f64() * 1e3,
+            kv_declined: kv.declined,
+            kv_expected_restore_ms: kv.expected_restore_s * 1e3,
+            kv_expected_compute_ms: kv.expected_compute_s * 1e3,
+            kv_lost_blocks: kv.lost_blocks,
+            kv_read_bytes: kv.read_bytes,
+            kv_written_bytes: tiers.bytes_written,
+            kv_unwritten_blocks: tiers.blocks_dropped + tiers.blocks_refused,
+            kv_cold_bytes: tiers.cold_bytes,
+            kv_wear_today_bytes: tiers.wear_today_bytes,
+            kv_wear_total_bytes: tiers.wear_total_bytes,
             predicted_tokens_per_s: self.plan.speed.decode_tokens_per_s,
             finish: match answer.finish {
                 Finish::EndOfText => "end-of-text",

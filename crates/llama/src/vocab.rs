@@ -77,6 +77,18 @@ impl Vocab<'_> {
         }
     }
 
+    /// Whether tokens stand for just these bytes, control tokens written out.
+    pub fn spells(&self, tokens: &[Token], text: &[u8]) -> bool {
+        let mut rest = text;
+        for &token in tokens {
+            match rest.strip_prefix(self.piece(token, true).as_slice()) {
+                Some(after) => rest = after,
+                None => return false,
+            }
+        }
+        rest.is_empty()
+    }
+
     /// Whether the token ends a generation (end of text, end of turn).
     pub fn is_end_of_generation(&self, token: Token) -> bool {
         // SAFETY: as in `n_tokens`.

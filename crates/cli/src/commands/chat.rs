@@ -3,7 +3,8 @@
 use hypura_engine::{ChatTemplate, Finish, Message};
 
 use crate::commands::lines::{Line, Lines};
-use crate::commands::run::Session;
+use crate::commands::conversation::Conversation;
+use crate::commands::run::Running;
 use crate::failure::{Interrupted, UsageError, sentence};
 use crate::output::say;
 
@@ -12,6 +13,9 @@ const HELP: &str = "  \
   /clear           forget the conversation
   /system TEXT     begin anew with this system message
   /retry           answer the last message again
+  /save NAME       keep the conversation as it is now under this name
+  /load NAME       go on with the conversation of this name
+  /fork NAME       go on under this name, and leave the conversation so far as it is
   /bye             leave (or Ctrl-D)
   \"\"\"              begins and ends a message of several lines
   Ctrl-C           stops an answer; the chat goes on";
@@ -24,6 +28,9 @@ enum Input {
     Clear,
     System(String),
     Retry,
+    Save(String),
+    Load(String),
+    Fork(String),
     Leave,
     Unknown(String),
 }
@@ -38,6 +45,9 @@ impl Input {
             "clear" => Input::Clear,
             "system" => Input::System(rest.trim().to_owned()),
             "retry" => Input::Retry,
+            "save" => Input::Save(rest.trim().to_owned()),
+            "load" => Input::Load(rest.trim().to_owned()),
+            "fork" => Input::Fork(rest.trim().to_owned()),
             "bye" | "exit" | "quit" => Input::Leave,
             _ => Input::Unknown(name.to_owned()),
         }
@@ -45,8 +55,9 @@ impl Input {
 }
 
 pub(crate) fn run(
-    session: &Session<'_>,
+    running: &Running<'_>,
     template: Option<&ChatTemplate>,
+    conversation: &mut Conversation,
     mut lines: Lines,
 ) -> anyhow::Result<()> {
     let chatml;
@@ -59,37 +70,41 @@ pub(crate) fn run(
         }
     };
     say("Type a message; /help lists what else there is.");
-    let result = talk(session, template, &mut lines);
+    let result = talk(running, template, conversation, &mut lines);
     lines.close();
     result
 }
 
-fn talk(session: &Session<'_>, template: &ChatTemplate, lines: &mut Lines) -> anyhow::Result<()> {
-    let mut messages = session.opening();
+fn talk(
+    running: &Running<'_>,
+    template: &ChatTemplate,
+    conversation: &mut Conversation,
+    lines: &mut Lines,
+) -> anyhow::Result<()> {
     loop {
-        session.interrupt.set_idle(!lines.is_terminal());
-        if !lines.is_terminal() && session.interrupt.is_pressed() {
+        running.interrupt.set_idle(!lines.is_terminal());
+        if !lines.is_terminal() && running.interrupt.is_pressed() {
             // Just before there was nothing else to stop.
             return Err(Interrupted.into());
         }
         let message = read_message(lines);
-        session.interrupt.set_idle(false);
+        running.interrupt.set_idle(false);
         let Some(line) = message? else { return Ok(()) };
-        session.interrupt.reset();
+        running.interrupt.reset();
         match Input::parse(&line) {
             Input::Say(text) if text.is_empty() => continue,
-            Input::Say(text) => messages.push(Message::new("user", text)),
+            Input::Say(text) => conversation.messages.push(Message::new("user", text)),
             Input::Retry => {
-                while messages.last().is_some_and(|m| m.role == "assistant") {
-                    messages.pop();
+                while conversation.messages.last().is_some_and(|m| m.role == "assistant") {
+                    conversation.messages.pop();
                 }
-                if messages.last().is_none_or(|m| m.role != "user") {
+                if conversation.messages.last().is_none_or(|m| m.role != "user") {
                     say("There is nothing to answer yet.");
                     continue;
                 }
             }
             Input::Clear => {
-                messages.retain(|m| m.role == "system");
+                conversation.messages.retain(|m| m.role == "system");
                 say("Forgotten.");
                 continue;
             }
@@ -98,8 +113,20 @@ fn talk(session: &Session<'_>, template: &ChatTemplate, lines: &mut Lines) -> an
                 continue;
             }
             Input::System(text) => {
-                messages = vec![Message::new("system", text)];
+                conversation.messages = vec![Message::new("system", text)];
                 say("Begun anew.");
+                continue;
+            }
+            Input::Save(name) => {
+                report(conversation.save(&name))?;
+                continue;
+            }
+            Input::Load(name) => {
+                report(conversation.load(&name))?;
+                continue;
+            }
+            Input::Fork(name) => {
+                report(conversation.fork(&name))?;
                 continue;
             }
             Input::Help => {
@@ -112,12 +139,12 @@ fn talk(session: &Session<'_>, template: &ChatTemplate, lines: &mut Lines) -> an
             }
             Input::Leave => return Ok(()),
         }
-        let answer = match session.answer(&template.render(&messages)?, true) {
+        let answer = match running.answer(conversation, &template.render(&conversation.messages)?, true) {
             Ok(answer) => answer,
             // The conversation has outgrown the context, or one message has: it can be cleared.
             Err(error) if error.is::<UsageError>() => {
                 say(format_args!("hypura: {}, or /clear", sentence(&error)));
-                messages.pop();
+                conversation.messages.pop();
                 continue;
             }
             Err(error) => return Err(error),
@@ -125,10 +152,19 @@ fn talk(session: &Session<'_>, template: &ChatTemplate, lines: &mut Lines) -> an
         if answer.finish == Finish::Interrupted {
             // The terminal has echoed ^C.
             say(if answer.text.is_empty() { "\n(stopped)" } else { "(stopped)" });
-            session.interrupt.reset();
+            running.interrupt.reset();
         }
-        messages.push(Message::new("assistant", answer.text));
     }
+}
+
+/// Says what was done, or why it can't be: the chat goes on.
+fn report(done: anyhow::Result<String>) -> anyhow::Result<()> {
+    match done {
+        Ok(done) => say(done),
+        Err(error) if error.is::<UsageError>() => say(format_args!("hypura: {}", sentence(&error))),
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 /// One message: a line, or several between `"""` (the end of the input ends one too). `None` at the
@@ -186,6 +222,7 @@ mod tests {
             ("/help", Input::Help),
             ("/system You are  terse. ", Input::System("You are  terse.".into())),
             ("/bye", Input::Leave),
+            ("/fork b ", Input::Fork("b".into())),
             ("/nope x", Input::Unknown("nope".into())),
         ] {
             assert_eq!(Input::parse(line), input);

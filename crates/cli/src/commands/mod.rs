@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 mod chat;
+mod conversation;
 pub(crate) mod estimate;
 pub(crate) mod inspect;
 pub(crate) mod iobench;
@@ -10,6 +11,7 @@ pub(crate) mod optimize;
 mod picture;
 pub(crate) mod profile;
 pub(crate) mod run;
+pub(crate) mod session;
 pub(crate) mod trace;
 
 use std::path::PathBuf;
@@ -22,6 +24,12 @@ use crate::failure::UsageError;
 /// The file of the model that was named.
 pub(crate) fn model_path(args: &ModelArgs) -> anyhow::Result<PathBuf> {
     Ok(crate::home::stores(args.models_dir.as_ref()).resolve(&args.model)?)
+}
+
+/// What people call a model: the name of its file, or what they said.
+pub(crate) fn model_name(said: &str) -> String {
+    let stem = std::path::Path::new(said).file_stem();
+    stem.map_or_else(|| said.to_owned(), |stem| stem.to_string_lossy().into_owned())
 }
 
 /// Refuses more threads than this machine has cores. ggml's threads wait for each other by spinning:

@@ -2,14 +2,16 @@
 
 use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use hypura_engine::{
     ChatTemplate, Engine, Finish, GenerateError, GenerateRequest, Generated, LoadSummary, Message,
-    Update, io, llama, plan, reader,
+    Settled, Update, io, llama, plan, reader,
 };
 
 use crate::args::{BaselineArg, RunArgs};
+use crate::commands::conversation::{Conversation, Sessions};
 use crate::commands::lines::Lines;
 use crate::commands::{chat, check_threads, model_path};
 use crate::failure::{Interrupted, UsageError, reason};
@@ -18,12 +20,16 @@ use crate::output::{TextOut, say};
 use crate::progress::Bar;
 use crate::size;
 
+/// How long the end of a run waits for attention state to be written.
+const SETTLE_AT_MOST: Duration = Duration::from_secs(30);
+
 /// The largest prompt that is read from standard input, in bytes.
 const STDIN_BYTES_MAX: u64 = 64 << 20;
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     check_threads(&args.model)?;
     let path = model_path(&args.model)?;
+    let sessions = Sessions::of(args)?;
     let interactive = args.interactive || (args.prompt.is_none() && std::io::stdin().is_terminal());
     let prompt = if interactive { String::new() } else { read_prompt(args)? };
     for path in [&args.stats_json, &args.trace].into_iter().flatten() {
@@ -81,12 +87,15 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     let engine = Engine::start(loaded).context("can't start the engine's thread")?;
     interrupt.also_set(engine.abort_flag());
-    let session = Session { args, engine: &engine, summary: &summary, interrupt: &interrupt };
-    let template = session.template()?;
+    let running = Running { args, engine: &engine, summary: &summary, interrupt: &interrupt };
+    let template = running.template()?;
+    let mut conversation = running.conversation(sessions)?;
     if let Some(lines) = lines {
-        return chat::run(&session, template.as_ref(), lines);
+        let result = chat::run(&running, template.as_ref(), &mut conversation, lines);
+        running.settle()?;
+        return result;
     }
-    let answer = session.once(&prompt, template.as_ref())?;
+    let answer = running.once(&mut conversation, &prompt, template.as_ref())?;
     if answer.finish == Finish::Interrupted { Err(Interrupted.into()) } else { Ok(()) }
 }
 
@@ -135,14 +144,14 @@ pub(crate) fn check_writable(path: &Path) -> anyhow::Result<()> {
 }
 
 /// What an answer needs.
-pub(crate) struct Session<'a> {
+pub(crate) struct Running<'a> {
     pub(crate) args: &'a RunArgs,
     pub(crate) engine: &'a Engine,
     pub(crate) summary: &'a LoadSummary,
     pub(crate) interrupt: &'a Interrupt,
 }
 
-impl Session<'_> {
+impl Running<'_> {
     /// The model's chat template; `None` for a raw prompt, or a model without one.
     fn template(&self) -> anyhow::Result<Option<ChatTemplate>> {
         if self.args.raw {
@@ -152,27 +161,49 @@ impl Session<'_> {
     }
 
     /// One answer to one prompt.
-    fn once(&self, prompt: &str, template: Option<&ChatTemplate>) -> anyhow::Result<Generated> {
+    fn once(
+        &self,
+        conversation: &mut Conversation,
+        prompt: &str,
+        template: Option<&ChatTemplate>,
+    ) -> anyhow::Result<Generated> {
         let text = match template {
             None => prompt.to_owned(),
             Some(template) => {
-                let mut messages = self.opening();
-                messages.push(Message::new("user", prompt));
-                template.render(&messages)?
+                conversation.messages.push(Message::new("user", prompt));
+                template.render(&conversation.messages)?
             }
         };
-        self.answer(&text, false)
+        self.answer(conversation, &text, false)
     }
 
-    /// The messages that a conversation begins with.
-    pub(crate) fn opening(&self) -> Vec<Message> {
-        self.args.system.iter().map(|text| Message::new("system", text)).collect()
+    /// The conversation that goes on, or the beginning of one.
+    fn conversation(&self, sessions: Option<Sessions>) -> anyhow::Result<Conversation> {
+        let opening = self.args.system.iter().map(|text| Message::new("system", text)).collect();
+        let model = crate::commands::model_name(&self.args.model.model);
+        Conversation::begin(opening, sessions, self.engine.kv_fields(), model)
     }
 
-    /// Generates an answer to a rendered prompt, prints it as it comes, and reports on it.
-    pub(crate) fn answer(&self, text: &str, in_chat: bool) -> anyhow::Result<Generated> {
+    /// Waits until attention state is written.
+    pub(crate) fn settle(&self) -> anyhow::Result<Option<Settled>> {
+        let settled = self.engine.settle(SETTLE_AT_MOST)?;
+        if settled.as_ref().is_some_and(|settled| !settled.is_complete) {
+            tracing::warn!("some of the attention state was not written in time");
+        }
+        Ok(settled)
+    }
+
+    /// Generates an answer to a rendered prompt, prints it as it comes, adds it to the conversation,
+    /// and reports on it.
+    pub(crate) fn answer(
+        &self,
+        conversation: &mut Conversation,
+        text: &str,
+        in_chat: bool,
+    ) -> anyhow::Result<Generated> {
+        let prompt = conversation.transcript().tokenize(self.engine, text)?;
         let request = GenerateRequest {
-            prompt: self.engine.tokenize(text, true)?,
+            prompt: prompt.clone(),
             max_tokens: self.args.max_tokens.map(|n| n as usize),
             sampler: self.args.sampling.params(),
             stop: self.args.stop.clone(),
@@ -204,6 +235,7 @@ impl Session<'_> {
             });
         out.finish(in_chat, !is_silent)?;
         let answer = result.map_err(|error| self.explain(error))?;
+        conversation.answered(text, prompt, &answer)?;
         if answer.finish == Finish::ContextFull {
             tracing::warn!(
                 "the answer ends early, as the context of {} tokens is full",
@@ -214,7 +246,10 @@ impl Session<'_> {
         if !self.args.quiet && !is_cut_off {
             say(self.sentence(&answer));
         }
-        self.write_stats(&answer)?;
+        // In a chat the answer is there, and the next message should not wait.
+        let wait = !in_chat || self.args.stats_json.is_some();
+        let settled = if wait { self.settle()? } else { None };
+        self.write_stats(&answer, settled.as_ref())?;
         Ok(answer)
     }
 
@@ -235,15 +270,15 @@ impl Session<'_> {
         .into()
     }
 
-    fn write_stats(&self, answer: &Generated) -> anyhow::Result<()> {
+    fn write_stats(&self, answer: &Generated, settled: Option<&Settled>) -> anyhow::Result<()> {
         let Some(path) = &self.args.stats_json else { return Ok(()) };
-        let json = serde_json::to_string_pretty(&self.summary.run_stats(answer))?;
+        let json = serde_json::to_string_pretty(&self.summary.run_stats(answer, settled))?;
         std::fs::write(path, json + "\n").with_context(|| format!("can't write {}", path.display()))
     }
 
     /// One line about an answer: how fast, from where, and what limited it.
     fn sentence(&self, answer: &Generated) -> String {
-        let stats = self.summary.run_stats(answer);
+        let stats = self.summary.run_stats(answer, None);
         let mut parts = vec![match stats.generated_tokens {
             n @ (0 | 1) => format!("{n} tokens"),
             n => format!("{n} tokens at {:.2}/s", stats.decode_tokens_per_s),
@@ -252,10 +287,14 @@ impl Session<'_> {
             "prompt {} at {:.1}/s{}",
             stats.prompt_tokens - stats.kv_tokens_reused,
             stats.prompt_tokens_per_s,
-            if stats.kv_tokens_reused > 0 {
-                format!(" ({} known)", stats.kv_tokens_reused)
-            } else {
-                String::new()
+            match (stats.kv_tokens_reused, stats.kv_cold_tokens + stats.kv_hot_tokens) {
+                (0, _) => String::new(),
+                (known, 0) => format!(" ({known} known)"),
+                (known, _) => format!(
+                    " ({known} known, {} read back in {:.2} s)",
+                    size::show(stats.kv_read_bytes + answer.kv.copied_bytes),
+                    stats.kv_restore_ms / 1e3
+                ),
             }
         ));
         parts.push(format!("{}, {} layout", stats.mode, stats.layout));

@@ -38,8 +38,6 @@ pub struct KvUse {
     pub expected_compute_s: f64,
     /// Blocks that were missing or damaged when they were read.
     pub lost_blocks: usize,
-    /// Bytes that were handed over to be written, files' headers included.
-    pub written_bytes: u64,
 }
 
 /// What a restoration left in the context.

@@ -1,0 +1,240 @@
+//! A conversation, and the session that it is kept in.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hypura_engine::kv::{
+    LockError, ScopeFields, Session, SessionError, SessionLock, SessionMessage, SessionName,
+    SessionStore,
+};
+use hypura_engine::llama::Token;
+use hypura_engine::{Generated, Message, Transcript};
+
+use crate::args::RunArgs;
+use crate::failure::UsageError;
+
+/// The folder of sessions, and the session that was asked for.
+pub(crate) struct Sessions {
+    store: SessionStore,
+    /// Its name, held against other processes, and what it holds if it exists.
+    asked: Option<Kept>,
+    found: Option<Session>,
+}
+
+/// A session that this process has for itself.
+struct Kept {
+    name: SessionName,
+    created_unix_s: u64,
+    _lock: SessionLock,
+}
+
+/// What was said so far.
+pub(crate) struct Conversation {
+    pub(crate) messages: Vec<Message>,
+    transcript: Transcript,
+    store: Option<SessionStore>,
+    kept: Option<Kept>,
+    /// `None` if attention state is not kept, and so no sessions either.
+    scope: Option<ScopeFields>,
+    model: String,
+}
+
+impl Sessions {
+    /// Opens the folder, and takes the session that was asked for. `None` if none was, and there is
+    /// no folder.
+    pub(crate) fn of(args: &RunArgs) -> anyhow::Result<Option<Sessions>> {
+        let name = args.session.as_deref().map(parse).transpose()?;
+        if name.is_some() && args.model.kv.options().is_none() {
+            return Err(UsageError(
+                "a session needs attention state to be kept; leave out --kv-cache off".into(),
+            )
+            .into());
+        }
+        let store = match (crate::home::sessions(), &name) {
+            (Some(folder), Some(_)) => SessionStore::open(folder)?,
+            (Some(folder), None) => match SessionStore::open(folder) {
+                Ok(store) => store,
+                // Nobody asked for one yet.
+                Err(_) => return Ok(None),
+            },
+            (None, Some(_)) => {
+                return Err(UsageError("there is no folder for sessions; set HYPURA_HOME".into())
+                    .into());
+            }
+            (None, None) => return Ok(None),
+        };
+        let (asked, found) = match name {
+            None => (None, None),
+            Some(name) => {
+                let lock = lock(&store, &name)?;
+                let found = store.get(&name)?;
+                let created_unix_s = found.as_ref().map_or_else(now, |found| found.created_unix_s);
+                (Some(Kept { name, created_unix_s, _lock: lock }), found)
+            }
+        };
+        Ok(Some(Sessions { store, asked, found }))
+    }
+}
+
+impl Conversation {
+    /// Begins with `opening`, or goes on with the session that was asked for.
+    pub(crate) fn begin(
+        opening: Vec<Message>,
+        sessions: Option<Sessions>,
+        scope: Option<&ScopeFields>,
+        model: String,
+    ) -> anyhow::Result<Conversation> {
+        let mut conversation = Conversation {
+            messages: opening,
+            transcript: Transcript::default(),
+            store: None,
+            kept: None,
+            scope: scope.cloned(),
+            model,
+        };
+        let Some(Sessions { store, asked, found }) = sessions else { return Ok(conversation) };
+        if asked.is_some() && scope.is_none() {
+            return Err(UsageError(
+                "the attention state of this model can't be kept, and so it has no sessions".into(),
+            )
+            .into());
+        }
+        if let (Some(kept), Some(found)) = (&asked, found) {
+            conversation.check_model(&kept.name, &found)?;
+            conversation.take(found);
+        }
+        conversation.store = Some(store);
+        conversation.kept = asked;
+        Ok(conversation)
+    }
+
+    pub(crate) fn transcript(&self) -> &Transcript {
+        &self.transcript
+    }
+
+    /// An answer was given to `prompt`, which was rendered as `text`.
+    pub(crate) fn answered(
+        &mut self,
+        text: &str,
+        prompt: Vec<Token>,
+        answer: &Generated,
+    ) -> anyhow::Result<()> {
+        self.messages.push(Message::new("assistant", answer.text.clone()));
+        self.transcript = Transcript::after(text.to_owned(), prompt, answer);
+        if let Some(kept) = &self.kept {
+            self.write(&kept.name, kept.created_unix_s)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps it as it is now under another name, and goes on under the present one.
+    pub(crate) fn save(&self, name: &str) -> anyhow::Result<String> {
+        let name = self.new_name(name)?;
+        let _lock = lock(self.store()?, &name)?;
+        self.write(&name, now())?;
+        Ok(format!("Kept as {name}."))
+    }
+
+    /// Goes on under another name.
+    pub(crate) fn fork(&mut self, name: &str) -> anyhow::Result<String> {
+        let name = self.new_name(name)?;
+        let lock = lock(self.store()?, &name)?;
+        let created_unix_s = now();
+        self.write(&name, created_unix_s)?;
+        let said = format!("This is {name} now.");
+        self.kept = Some(Kept { name, created_unix_s, _lock: lock });
+        Ok(said)
+    }
+
+    /// Goes on with another session.
+    pub(crate) fn load(&mut self, name: &str) -> anyhow::Result<String> {
+        let name = parse(name)?;
+        if self.kept.as_ref().is_some_and(|kept| kept.name == name) {
+            return Ok(format!("This is {name} already."));
+        }
+        let lock = lock(self.store()?, &name)?;
+        let found = self.store()?.get(&name)?.ok_or_else(|| no_session(&name))?;
+        self.check_model(&name, &found)?;
+        let said = format!("{name}: {} messages so far.", found.messages.len());
+        self.kept =
+            Some(Kept { name, created_unix_s: found.created_unix_s, _lock: lock });
+        self.take(found);
+        Ok(said)
+    }
+
+    fn take(&mut self, found: Session) {
+        let message = |m: SessionMessage| Message::new(&m.role, m.content);
+        self.messages = found.messages.into_iter().map(message).collect();
+        self.transcript = Transcript::new(found.text, found.tokens);
+    }
+
+    fn store(&self) -> anyhow::Result<&SessionStore> {
+        let store = self.store.as_ref().filter(|_| self.scope.is_some());
+        store.ok_or_else(|| {
+            UsageError("sessions are not kept here; leave out --kv-cache off".into()).into()
+        })
+    }
+
+    /// A name that is not taken.
+    fn new_name(&self, name: &str) -> anyhow::Result<SessionName> {
+        let name = parse(name)?;
+        if self.store()?.exists(&name) {
+            return Err(UsageError(format!(
+                "there is a session {name} already; name another one, or remove it with \
+                 hypura session rm {name}"
+            ))
+            .into());
+        }
+        Ok(name)
+    }
+
+    fn check_model(&self, name: &SessionName, found: &Session) -> anyhow::Result<()> {
+        match &self.scope {
+            Some(scope) if scope.model != found.model_fingerprint => Err(UsageError(format!(
+                "session {name} was had with another model, {}; run that one, or begin a session \
+                 of another name",
+                found.model_name
+            ))
+            .into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, name: &SessionName, created_unix_s: u64) -> anyhow::Result<()> {
+        let (store, Some(scope)) = (self.store()?, &self.scope) else { return Ok(()) };
+        let messages = self.messages.iter().map(|message| SessionMessage {
+            role: message.role.clone(),
+            content: message.content.clone(),
+        });
+        let session = Session {
+            model_name: self.model.clone(),
+            model_fingerprint: scope.model.clone(),
+            scope: scope.clone(),
+            messages: messages.collect(),
+            tokens: self.transcript.tokens().to_vec(),
+            text: self.transcript.text().to_owned(),
+            created_unix_s,
+            updated_unix_s: now(),
+        };
+        Ok(store.put(name, &session)?)
+    }
+}
+
+pub(crate) fn parse(name: &str) -> anyhow::Result<SessionName> {
+    SessionName::parse(name).map_err(|error| UsageError(error.to_string()).into())
+}
+
+pub(crate) fn no_session(name: &SessionName) -> UsageError {
+    UsageError(format!("there is no session {name}; hypura session list shows those that there are"))
+}
+
+/// Takes a session for this process; that somebody else has it is for the user to solve.
+pub(crate) fn lock(store: &SessionStore, name: &SessionName) -> anyhow::Result<SessionLock> {
+    store.lock(name).map_err(|error| match error {
+        LockError::Busy { .. } => UsageError(error.to_string()).into(),
+        error => SessionError::from(error).into(),
+    })
+}
+
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
