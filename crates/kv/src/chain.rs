@@ -89,6 +89,11 @@ impl Scope {
         Scope(*hash.finalize().as_bytes())
     }
 
+    /// A scope that was written down.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Scope {
+        Scope(bytes)
+    }
+
     /// Its 32 bytes.
     pub const fn bytes(&self) -> &[u8; 32] {
         &self.0
