@@ -252,16 +252,19 @@ fn read(path: &Path, machine: &str) -> Option<Profile> {
 }
 
 fn save(profile: &Profile, path: &Path) -> Result<(), SaveError> {
-    let write = || -> io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(profile.to_json().as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|source| SaveError::Io { path: path.to_owned(), source })
+    let write = replace(path, profile.to_json().as_bytes());
+    write.map_err(|source| SaveError::Io { path: path.to_owned(), source })
+}
+
+/// Writes a whole file in the place of the one that is there, in a folder that is made if needed.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 //! (memory, free cores) is looked up every time; what has to be measured (the drive, the speed of
 //! memory) is kept as JSON in a cache folder, with its age.
 //!
-//! Nothing here knows models, budgets or plans.
+//! [`fingerprint()`] says what the files of a model are: a hash of their bytes, cached likewise.
+//!
+//! Nothing here knows what is in a model, budgets or plans.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::indexing_slicing))]
 
@@ -14,6 +16,7 @@ mod cgroup;
 mod compute;
 mod copy;
 mod cpu;
+mod fingerprint;
 mod host;
 mod linux;
 mod macos;
@@ -32,6 +35,7 @@ pub use cgroup::{Group, GroupVersion};
 pub use compute::{Compute, ComputeKind, ComputeStep};
 pub use copy::probe_memory_copy;
 pub use cpu::Cpu;
+pub use fingerprint::{FINGERPRINT_BUFFER_BYTES_MAX, Fingerprint, FingerprintError, fingerprint};
 pub use host::ProbeError;
 pub use memory::Memory;
 pub use mount::Drive;
