@@ -22,6 +22,7 @@ mod optimize;
 mod options;
 mod pools;
 mod report;
+mod sessions;
 mod store;
 mod stream;
 mod streamed;
@@ -42,6 +43,9 @@ pub use optimize::{
 };
 pub use options::{LoadError, LoadOptions, Progress, ReaderFactory, reader};
 pub use report::{LoadSummary, RunStats, mode_name};
+pub use sessions::{
+    Packed, SessionFileError, Unpacked, fingerprint_of, local_time, pack_session, unpack_session,
+};
 pub use store::{ResolveError, Stores};
 pub use stream::{AheadStats, Segment, StreamStats};
 pub use transcript::Transcript;

@@ -24,7 +24,7 @@ use hypura_kv::{
 };
 use hypura_llama::{Context, StateError, StateShape, Token};
 
-pub(crate) use open::{fingerprint, open};
+pub(crate) use open::{fingerprint, open, open_bare_store, reader};
 use options::BLOCKS_UNDER_WAY;
 pub(crate) use options::Sizes;
 pub use options::{HotLimit, KvOptions, kv_type_name};

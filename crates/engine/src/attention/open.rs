@@ -53,8 +53,20 @@ fn open_store(kv: &KvOptions, sizes: &Sizes) -> Result<Store, String> {
     Store::open(config, disk, Arc::new(SystemClock)).map_err(|error| error.to_string())
 }
 
+/// The store for work without a model: blocks of any size pass through it one at a time.
+pub(crate) fn open_bare_store(kv: &KvOptions) -> Result<Store, String> {
+    let sizes = Sizes {
+        block_tokens: 1,
+        token_bytes: 1,
+        block_bytes: 0,
+        checkpoint_bytes: Store::payload_bytes_max(kv.cold_bytes_max),
+        hot_bytes: 0,
+    };
+    open_store(kv, &sizes)
+}
+
 /// Reads blocks, several at once and each in pieces.
-fn reader() -> ReaderFactory {
+pub(crate) fn reader() -> ReaderFactory {
     crate::options::reader(io::EngineConfig {
         kind: io::EngineKind::Pread,
         depth: io::EngineConfig::THREADS_MAX,
@@ -68,6 +80,9 @@ pub(crate) fn fingerprint(
     options: &LoadOptions,
     progress: Progress<'_>,
 ) -> Result<String, LoadError> {
-    let folder = options.kv.as_ref().and_then(|kv| kv.fingerprint_dir.as_deref());
-    todo(model, folder, &options.reader, progress)
+    let Some(kv) = &options.kv else { return Ok(String::new()) };
+    crate::sessions::fingerprint_of_model(model, kv, &mut |done, total| {
+        #[allow(clippy::cast_possible_truncation)] // a share
+        progress((done as f64 / total.max(1) as f64) as f32)
+    })
 }
