@@ -7,8 +7,10 @@
 
 mod folder;
 mod format;
+pub(crate) mod fuzz;
 mod lock;
 mod name;
+mod portable;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,10 @@ pub use folder::{SessionError, SessionOutline, SessionStore, SessionSummary};
 pub use format::{FormatError, MANIFEST_BYTES_MAX, SESSION_VERSION, TOKENS_MAX};
 pub use lock::{LockError, SessionLock};
 pub use name::{NAME_LEN_MAX, NameError, SessionName};
+pub use portable::{
+    BLOCK_IMAGE_BYTES_MAX, BLOCK_IMAGES_MAX, PORTABLE_VERSION, PortableError, PortableReader,
+    PortableSummary, write_portable,
+};
 
 /// A conversation, and what its attention state is named by.
 #[derive(Debug, Clone, PartialEq, Eq)]
