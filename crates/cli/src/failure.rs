@@ -99,6 +99,7 @@ impl Failure {
                 LoadError::NothingToTrace => Failure::Usage,
                 LoadError::Llama(llama::LoadError::Io(_))
                 | LoadError::Changed(_)
+                | LoadError::Fingerprint(_)
                 | LoadError::Trace(_) => Failure::Io,
                 LoadError::Llama(llama::LoadError::Internal(_)) | LoadError::Other(_) => {
                     Failure::Internal

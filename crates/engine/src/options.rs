@@ -7,6 +7,7 @@ use hypura_gguf as gguf;
 use hypura_io as io;
 use hypura_llama as llama;
 use hypura_plan::{KvType, PlanError};
+use hypura_profile::FingerprintError;
 
 use crate::attention::KvOptions;
 use crate::optimize::OtherCpu;
@@ -120,6 +121,9 @@ pub enum LoadError {
     /// A file changed while it was loaded.
     #[error(transparent)]
     Changed(#[from] io::ChangedError),
+    /// The model could not be read to its end, to tell it from all others.
+    #[error(transparent)]
+    Fingerprint(FingerprintError),
     /// llama.cpp refused the model.
     #[error(transparent)]
     Llama(#[from] llama::LoadError),

@@ -9,7 +9,7 @@ use hypura_gguf as gguf;
 use hypura_io::File;
 use hypura_kv::{
     Block, BlockError, BlockKey, BlockKind, Chain, PortableError, PortableReader, Put, Scope,
-    ScopeFields, Session, Store, Want, decode, encode, write_portable,
+    ScopeFields, Session, Want, decode, encode, write_portable,
 };
 use hypura_profile::{FingerprintError, fingerprint};
 
@@ -93,7 +93,7 @@ pub(crate) fn fingerprint_of_model(
         Ok(fingerprint) => Ok(fingerprint.to_string()),
         Err(FingerprintError::Interrupted) => Err(hypura_llama::LoadError::Cancelled.into()),
         Err(FingerprintError::Changed(error)) => Err(error.into()),
-        Err(error) => Err(hypura_llama::LoadError::Io(error.to_string()).into()),
+        Err(error) => Err(LoadError::Fingerprint(error)),
     }
 }
 
@@ -136,7 +136,7 @@ pub fn pack_session(
         Some(io::Result::Ok(encode(&block)))
     });
     let summary = write_portable(out, session, blocks)?;
-    Ok(Packed { tokens: tokens.min(found.tokens), bytes: summary.file_bytes })
+    Ok(Packed { tokens: tokens.min(found.tokens), bytes: summary.bytes })
 }
 
 /// Reads a session and its attention state. The state is used by this conversation alone: nobody

@@ -24,6 +24,7 @@ pub mod fuzz;
 mod index;
 mod memory;
 mod name;
+mod session;
 mod shared;
 mod stats;
 mod store;
@@ -46,4 +47,11 @@ pub use stats::{Health, StoreStats};
 pub use store::{
     ColdConfig, DROP_WAIT_MAX, OpenError, Put, READ_DEPTH_MAX, ReaderFactory, State, Store,
     StoreConfig,
+};
+pub use session::fuzz::{fuzz_portable, fuzz_session};
+pub use session::{
+    BLOCK_IMAGE_BYTES_MAX, BLOCK_IMAGES_MAX, FormatError, LockError, MANIFEST_BYTES_MAX,
+    NAME_LEN_MAX, NameError, PORTABLE_VERSION, PortableError, PortableReader, PortableSummary,
+    SESSION_VERSION, Session, SessionError, SessionLock, SessionMessage, SessionName,
+    SessionOutline, SessionStore, SessionSummary, TOKENS_MAX, write_portable,
 };
