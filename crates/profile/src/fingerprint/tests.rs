@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hypura_io::{
-    Buffer, EngineConfig, EngineKind, Fault, FaultEngine, FaultPlan, ReadRequest, Wait, open_engine,
+    Buffer, EngineConfig, EngineKind, Fault, FaultEngine, FaultPlan, Identity, ReadRequest, Wait,
+    open_engine,
 };
 
 use super::chunks::CHUNK_BYTES;
@@ -193,22 +194,27 @@ fn what_is_known_is_not_read_and_what_changed_is() {
 }
 
 #[test]
-fn what_was_written_just_now_is_read_again() {
+fn what_was_written_just_before_it_was_read_is_read_again() {
     let place = Place::new();
-    let bytes = content(1000);
-    let old = place.file("m", &bytes);
-    age(old.path(), 0);
-    let file = open(old.path());
-    for _ in 0..2 {
-        assert_eq!(place.of(&[Arc::clone(&file)]), (defined(&[&bytes]), 1000));
+    let hash = blake3::hash(b"x");
+    let began_unix_ms = 1_800_000_000_000;
+    let began = SystemTime::UNIX_EPOCH + Duration::from_millis(began_unix_ms);
+    let cases = [
+        (-3_600_000, true),
+        (-3000, true),
+        (-2999, false),
+        (0, false),
+        (2999, false),
+        // From a clock that is ahead: a write from then on would be seen.
+        (3000, true),
+    ];
+    for (inode, (later_ms, is_kept)) in (0..).zip(cases) {
+        let modified_unix_ns = (i128::from(began_unix_ms) + later_ms) * 1_000_000;
+        let identity = Identity { device: 1, inode, size_bytes: 1, modified_unix_ns };
+        remember::keep(&place.cache_dir, identity, hash, began);
+        let found = remember::find(&remember::read(&place.cache_dir), identity);
+        assert_eq!(found, is_kept.then_some(hash), "{later_ms}");
     }
-    // From a clock that is ahead: a write now would be seen.
-    let ahead = SystemTime::now() + Duration::from_secs(3600);
-    let handle = fs::File::options().write(true).open(file.path()).expect("there");
-    handle.set_modified(ahead).expect("set");
-    let file = open(file.path());
-    place.of(&[Arc::clone(&file)]);
-    assert_eq!(place.of(&[file]), (defined(&[&bytes]), 0));
 }
 
 #[test]
@@ -253,7 +259,7 @@ fn a_damaged_cache_is_read_past_and_replaced() {
 fn the_cache_is_bounded_and_the_oldest_go() {
     let place = Place::new();
     let hash = blake3::hash(b"x");
-    let identity = |inode: usize| hypura_io::Identity {
+    let identity = |inode: usize| Identity {
         device: u64::MAX,
         inode: u64::MAX - inode as u64,
         size_bytes: u64::MAX,
@@ -358,6 +364,11 @@ fn a_file_that_changes_while_it_is_read_is_not_remembered() {
     );
     assert!(matches!(result, Err(FingerprintError::Changed(_))));
     assert!(!place.cache_file().exists());
+    // Before: then it needn't be read.
+    let mut reader = reader();
+    let result = fingerprint(&[file], None, &mut reader, &mut |_, _| true);
+    assert!(matches!(result, Err(FingerprintError::Changed(_))));
+    assert_eq!(reader.stats().requests, 0);
 }
 
 #[test]
