@@ -51,6 +51,8 @@ pub enum EngineEvent {
 pub struct Settled {
     /// Whether all of the state is written, or as much of it as the tiers take.
     pub is_complete: bool,
+    /// Whether the memory of the context was given back.
+    pub is_released: bool,
     /// The numbers since the model was loaded.
     pub stats: StoreStats,
     /// Whether the cold tier works.

@@ -18,8 +18,8 @@ use hypura_tier::{Trace, TraceError, TraceShape};
 
 use crate::hot::Opened;
 use crate::load::make_plan;
-use crate::options::{LoadError, LoadOptions};
 use crate::machine::{Survey, survey_with};
+use crate::options::{LoadError, LoadOptions};
 use replay::{Replayed, replay};
 
 /// Of a generated text, so many tokens are forecast apart: meanwhile the slots fill.

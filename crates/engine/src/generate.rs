@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hypura_llama::{
-    BatchToken, Context, ContextError, DecodeError, Sampler, SamplerParams, Token,
-};
+use hypura_llama::{BatchToken, Context, ContextError, DecodeError, Sampler, SamplerParams, Token};
+
+use sha2::{Digest, Sha256};
 
 use crate::attention::{Attention, KvUse, Restored};
 use crate::engine::Settled;
@@ -26,6 +26,8 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// Go on after the model's own end of text.
     pub ignore_end: bool,
+    /// Make a hash of the logits that tokens were chosen from, to compare runs by.
+    pub hash_logits: bool,
 }
 
 /// Why an answer ended.
@@ -75,6 +77,8 @@ pub struct Generated {
     pub reused_tokens: usize,
     /// What the tiers of attention state did for it.
     pub kv: KvUse,
+    /// SHA-256 of all logits that tokens were chosen from, if that was asked for.
+    pub logits_sha256: Option<String>,
     /// Whether the text stands for exactly these tokens: nothing was held back or left out.
     pub is_exact: bool,
     /// From the beginning to the first token.
@@ -155,10 +159,6 @@ impl Sequence {
         Sequence { context, tokens: Vec::new(), whole: true, n_swa, stream, attention, abort }
     }
 
-    pub(crate) fn attention(&self) -> Option<&Attention> {
-        self.attention.as_ref()
-    }
-
     pub(crate) fn context(&self) -> &Context {
         &self.context
     }
@@ -208,8 +208,12 @@ impl Sequence {
         let mut ttft = prompt_time;
         let mut first: Option<Instant> = None;
         let mut filling = None;
+        let mut logits_hash = request.hash_logits.then(Sha256::new);
         let outcome = match prompt {
             Ok(()) => loop {
+                if let (Some(hash), Some(row)) = (&mut logits_hash, self.context.logits(-1)) {
+                    row.iter().for_each(|logit| hash.update(logit.to_le_bytes()));
+                }
                 let Some(token) = sampler.sample(&mut self.context, -1) else {
                     return Err(GenerateError::Internal("no logits"));
                 };
@@ -262,6 +266,7 @@ impl Sequence {
             prompt_tokens,
             reused_tokens,
             kv,
+            logits_sha256: logits_hash.map(|hash| hypura_kv::hex(&hash.finalize())),
             ttft,
             prompt_time,
             decode_time,
@@ -341,7 +346,12 @@ impl Sequence {
             is_complete = attention.store().flush(left());
         }
         let store = attention.store();
-        Some(Settled { is_complete, stats: store.stats(), health: store.health() })
+        Some(Settled {
+            is_complete,
+            is_released: self.context.is_released(),
+            stats: store.stats(),
+            health: store.health(),
+        })
     }
 
     /// Nobody has asked for anything for a while. Completes what is kept of the attention state, a
@@ -423,13 +433,7 @@ impl Sequence {
 }
 
 /// Whether the first `keep` of a context's tokens can stay without the others.
-fn can_keep(
-    context: &Context,
-    tokens: &[Token],
-    whole: bool,
-    n_swa: usize,
-    keep: usize,
-) -> bool {
+fn can_keep(context: &Context, tokens: &[Token], whole: bool, n_swa: usize, keep: usize) -> bool {
     let info = context.model().info();
     let untouched = keep == tokens.len() && whole;
     keep > 0

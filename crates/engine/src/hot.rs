@@ -6,8 +6,8 @@ use hypura_gguf::hot::{HotModel, is_hot};
 use hypura_gguf::{self as gguf, ByteRange};
 use hypura_llama::Layout;
 
-use crate::options::LoadError;
 use crate::optimize::suits_this_cpu;
+use crate::options::LoadError;
 
 /// A model that was opened.
 #[derive(Debug, Clone)]

@@ -48,8 +48,8 @@ pub use sessions::{
 };
 pub use store::{ResolveError, Stores};
 pub use stream::{AheadStats, Segment, StreamStats};
-pub use transcript::Transcript;
 pub use text::{Filtered, StopFilter, Utf8Assembler};
+pub use transcript::Transcript;
 
 pub use hypura_gguf as gguf;
 pub use hypura_io as io;

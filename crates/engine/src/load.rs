@@ -207,8 +207,10 @@ fn measured(
     options: &LoadOptions,
     pinned: &[String],
 ) -> Result<Plan, LoadError> {
-    let ask =
-        plan::Request { ubatch_tokens: Some(plan.n_ubatch), ..request(opened.model(), surveyed, options, pinned) };
+    let ask = plan::Request {
+        ubatch_tokens: Some(plan.n_ubatch),
+        ..request(opened.model(), surveyed, options, pinned)
+    };
     let smallest = |memory_bytes| {
         let ask = plan::Request { memory_bytes, ..ask.clone() };
         plan::plan(opened.model(), &surveyed.machine, &ask)

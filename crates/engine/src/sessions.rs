@@ -171,9 +171,11 @@ pub fn unpack_session(
             if is_stored {
                 known = end;
             } else {
-                note = Some("the folder of attention state took no more; the rest is computed \
+                note = Some(
+                    "the folder of attention state took no more; the rest is computed \
                              anew"
-                    .to_owned());
+                        .to_owned(),
+                );
             }
         }
     }

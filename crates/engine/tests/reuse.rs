@@ -35,6 +35,7 @@ fn request(prompt: &[i32], n: usize) -> GenerateRequest {
         sampler: SamplerParams { temperature: 0.0, ..SamplerParams::default() },
         stop: Vec::new(),
         ignore_end: true,
+        hash_logits: false,
     }
 }
 

@@ -42,16 +42,16 @@ pub use fault_disk::{DiskFault, FaultDisk};
 pub use fetch::{Fetch, FetchError, Fetched};
 pub use find::{Found, FoundBlock, PARTIAL_CANDIDATES_MAX, Want};
 pub use index::Tier;
-pub use shared::RETRY_AFTER;
-pub use stats::{Health, StoreStats};
-pub use store::{
-    ColdConfig, DROP_WAIT_MAX, OpenError, Put, READ_DEPTH_MAX, ReaderFactory, State, Store,
-    StoreConfig,
-};
 pub use session::fuzz::{fuzz_portable, fuzz_session};
 pub use session::{
     BLOCK_IMAGE_BYTES_MAX, BLOCK_IMAGES_MAX, FormatError, LockError, MANIFEST_BYTES_MAX,
     NAME_LEN_MAX, NameError, PORTABLE_VERSION, PortableError, PortableReader, PortableSummary,
     SESSION_VERSION, Session, SessionError, SessionLock, SessionMessage, SessionName,
     SessionOutline, SessionStore, SessionSummary, TOKENS_MAX, write_portable,
+};
+pub use shared::RETRY_AFTER;
+pub use stats::{Health, StoreStats};
+pub use store::{
+    ColdConfig, DROP_WAIT_MAX, OpenError, Put, READ_DEPTH_MAX, ReaderFactory, State, Store,
+    StoreConfig,
 };

@@ -424,8 +424,7 @@ impl<'a> Planner<'a> {
             base: self.base,
         };
         if let Some(other) = self.request.measured_other_bytes {
-            let rest =
-                total([bytes.kv, bytes.kv_tiers, bytes.work, bytes.io_buffers, bytes.base]);
+            let rest = total([bytes.kv, bytes.kv_tiers, bytes.work, bytes.io_buffers, bytes.base]);
             bytes.compute = other.saturating_sub(rest);
         }
         let pool_of_layer = |index: usize| {

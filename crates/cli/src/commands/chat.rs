@@ -2,8 +2,8 @@
 
 use hypura_engine::{ChatTemplate, Finish, Message};
 
-use crate::commands::lines::{Line, Lines};
 use crate::commands::conversation::Conversation;
+use crate::commands::lines::{Line, Lines};
 use crate::commands::run::Running;
 use crate::failure::{Interrupted, UsageError, sentence};
 use crate::output::say;
@@ -139,16 +139,17 @@ fn talk(
             }
             Input::Leave => return Ok(()),
         }
-        let answer = match running.answer(conversation, &template.render(&conversation.messages)?, true) {
-            Ok(answer) => answer,
-            // The conversation has outgrown the context, or one message has: it can be cleared.
-            Err(error) if error.is::<UsageError>() => {
-                say(format_args!("hypura: {}, or /clear", sentence(&error)));
-                conversation.messages.pop();
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
+        let answer =
+            match running.answer(conversation, &template.render(&conversation.messages)?, true) {
+                Ok(answer) => answer,
+                // The conversation has outgrown the context, or one message has: it can be cleared.
+                Err(error) if error.is::<UsageError>() => {
+                    say(format_args!("hypura: {}, or /clear", sentence(&error)));
+                    conversation.messages.pop();
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
         if answer.finish == Finish::Interrupted {
             // The terminal has echoed ^C.
             say(if answer.text.is_empty() { "\n(stopped)" } else { "(stopped)" });

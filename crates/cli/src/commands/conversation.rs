@@ -57,8 +57,9 @@ impl Sessions {
                 Err(_) => return Ok(None),
             },
             (None, Some(_)) => {
-                return Err(UsageError("there is no folder for sessions; set HYPURA_HOME".into())
-                    .into());
+                return Err(
+                    UsageError("there is no folder for sessions; set HYPURA_HOME".into()).into()
+                );
             }
             (None, None) => return Ok(None),
         };
@@ -72,6 +73,11 @@ impl Sessions {
             }
         };
         Ok(Some(Sessions { store, asked, found }))
+    }
+
+    /// Whose attention state the session goes on with.
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.found.as_ref().map(|found| found.scope.tenant.as_str())
     }
 }
 
@@ -155,8 +161,7 @@ impl Conversation {
         let found = self.store()?.get(&name)?.ok_or_else(|| no_session(&name))?;
         self.check_model(&name, &found)?;
         let said = format!("{name}: {} messages so far.", found.messages.len());
-        self.kept =
-            Some(Kept { name, created_unix_s: found.created_unix_s, _lock: lock });
+        self.kept = Some(Kept { name, created_unix_s: found.created_unix_s, _lock: lock });
         self.take(found);
         Ok(said)
     }
@@ -224,7 +229,9 @@ pub(crate) fn parse(name: &str) -> anyhow::Result<SessionName> {
 }
 
 pub(crate) fn no_session(name: &SessionName) -> UsageError {
-    UsageError(format!("there is no session {name}; hypura session list shows those that there are"))
+    UsageError(format!(
+        "there is no session {name}; hypura session list shows those that there are"
+    ))
 }
 
 /// Takes a session for this process; that somebody else has it is for the user to solve.

@@ -59,6 +59,11 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         options.history_dir = None;
     }
     options.trace.clone_from(&args.trace);
+    if let (Some(kv), Some(tenant)) =
+        (&mut options.kv, sessions.as_ref().and_then(Sessions::tenant))
+    {
+        tenant.clone_into(&mut kv.tenant);
+    }
     let loaded = match args.baseline {
         None => hypura_engine::load(&path, &options, &mut progress)?,
         Some(source) => {
@@ -208,6 +213,7 @@ impl Running<'_> {
             sampler: self.args.sampling.params(),
             stop: self.args.stop.clone(),
             ignore_end: self.args.ignore_eos,
+            hash_logits: false,
         };
         let mut bar = Bar::new("reading the prompt");
         let mut out = TextOut::new();

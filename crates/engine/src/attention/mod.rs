@@ -163,7 +163,8 @@ impl Attention {
         self.progress.chain.push(&tokens[..solid]);
         self.progress.checkpoint_at = tokens.len();
         let is_tail = |block: &&FoundBlock| {
-            block.from as usize == solid && block.from as usize + block.key.n_tokens as usize == tokens.len()
+            block.from as usize == solid
+                && block.from as usize + block.key.n_tokens as usize == tokens.len()
         };
         self.progress.tail = last.filter(is_tail).map(|block| (block.key, tokens.len()));
     }
@@ -233,10 +234,8 @@ impl Attention {
 
     /// Whether all of the sequence could be read back.
     pub(crate) fn has_all(&self, tokens: &[Token]) -> bool {
-        let want = hypura_kv::Want {
-            checkpoint: self.shape.needs_checkpoint(),
-            tokens_max: tokens.len(),
-        };
+        let want =
+            hypura_kv::Want { checkpoint: self.shape.needs_checkpoint(), tokens_max: tokens.len() };
         !self.failed && self.store.find(&self.scope, tokens, want).tokens == tokens.len()
     }
 

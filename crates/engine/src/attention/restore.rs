@@ -131,8 +131,7 @@ impl Attention {
 
     fn is_worth_it(&self, found: &Found, kept: usize, usage: &mut KvUse) -> bool {
         let kept = if self.is_windowed { 0 } else { kept };
-        let needed =
-            found.blocks.iter().filter(|b| (b.from + b.used_tokens) as usize > kept);
+        let needed = found.blocks.iter().filter(|b| (b.from + b.used_tokens) as usize > kept);
         let all: Vec<&FoundBlock> = needed.chain(&found.checkpoint).collect();
         let of = |is_cold: bool| all.iter().filter(move |b| (b.tier == Tier::Cold) == is_cold);
         let bytes = |is_cold: bool| of(is_cold).map(|block| block.bytes).sum::<u64>();

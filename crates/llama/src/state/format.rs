@@ -48,7 +48,8 @@ pub(super) fn cells_of_caches(body: &[u8], n_cells: usize) -> Option<Vec<usize>>
             (EXTENDED_CELL_BYTES, true),
             (EXTENDED_CELL_BYTES, false),
         ];
-        let is_last_or_cache = |rest: &Rest<'_>| rest.0.is_empty() || rest.0.starts_with(&[1, 0, 0, 0]);
+        let is_last_or_cache =
+            |rest: &Rest<'_>| rest.0.is_empty() || rest.0.starts_with(&[1, 0, 0, 0]);
         let mut found = shapes.into_iter().filter_map(|(cell_bytes, has_values)| {
             let mut ahead = rest;
             let cells = cache(&mut ahead, cell_bytes, has_values)?;
@@ -182,7 +183,8 @@ mod tests {
                 assert_eq!(cells_of_caches(&one, 5), Some(vec![5]), "{extended} {values}");
                 let two = [one.clone(), written(4, 2, extended, values, transposed)].concat();
                 assert_eq!(cells_of_caches(&two, 5), Some(vec![5, 4]), "{extended} {values}");
-                let with_empty = [one.clone(), written(0, 2, extended, values, transposed)].concat();
+                let with_empty =
+                    [one.clone(), written(0, 2, extended, values, transposed)].concat();
                 assert_eq!(cells_of_caches(&with_empty, 5), Some(vec![5, 0]));
                 assert_eq!(cells_of_caches(&one[..one.len() - 1], 5), None, "cut off");
                 assert_eq!(cells_of_caches(&[one, vec![0]].concat(), 5), None, "too long");

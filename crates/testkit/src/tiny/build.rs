@@ -91,7 +91,7 @@ impl Build {
         self.arch = arch;
         self.metadata.insert("general.architecture", arch);
         self.key("block_count", n_layer);
-        self.key("context_length", 4096u32);
+        self.key("context_length", 8192u32);
         self.size("embedding_length", sizes.n_embd);
         self.size("feed_forward_length", sizes.n_ff);
         self.size("attention.head_count", sizes.n_head);
