@@ -262,7 +262,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes blocks, the least recently used first, until so many bytes more fit. False if they
+    /// Removes blocks, those used longest ago first, until so many bytes more fit. False if they
     /// don't fit even so.
     fn make_room(&self, bytes: u64) -> io::Result<bool> {
         let bytes_max = self.shared.config.cold.as_ref().map_or(0, |cold| cold.bytes_max);

@@ -162,6 +162,7 @@ impl Model {
     }
 
     fn spoil_a_file(&mut self) {
+        assert!(self.store().flush(LONG)); // or a file might come back that was just evicted
         let files = block_files(&self.dir);
         if files.is_empty() {
             return;

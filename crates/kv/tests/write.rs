@@ -184,6 +184,30 @@ fn the_folder_stays_within_its_cap_and_keeps_what_was_used_last() {
 }
 
 #[test]
+fn a_conversation_is_evicted_from_its_end() {
+    let f = fixture(|config| *config = with_bytes_max(config.clone(), 6 * FILE_BYTES + WEAR_BYTES));
+    let tokens: Vec<Token> = (0..60).collect();
+    put_all(&f.store, &scope(1), &tokens, &[10; 6]);
+    let reach = |store: &Store, n: Token| {
+        f.clock.advance(RETRY_AFTER);
+        put_all(store, &scope(1), &[-n; 10], &[10]);
+        let found = fs::read_dir(f.path()).expect("a folder").count();
+        assert_eq!(found, 6 + 2);
+        store.find(&scope(2), &[], ANY); // no use of it
+        let there = |end: usize| {
+            let key = block(&scope(1), &tokens[..end], end - 10, 1000).key;
+            store.state(&key) == State::Hit
+        };
+        (1..=6).filter(|n| there(n * 10)).count()
+    };
+    assert_eq!(reach(&f.store, 1), 5);
+    let config = with_bytes_max(cold(&f.path()), 6 * FILE_BYTES + WEAR_BYTES);
+    let store = open(config, &f.disk, &f.clock);
+    assert_eq!(reach(&store, 2), 4);
+    assert_eq!(store.find(&scope(1), &tokens, ANY).tokens, 40);
+}
+
+#[test]
 fn a_block_that_is_replaced_goes_once_the_new_one_is_durable() {
     let f = fixture(|config| config.hot_bytes_max = 1 << 20);
     let (scope, tokens) = (scope(1), [5; 40]);
