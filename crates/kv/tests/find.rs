@@ -62,6 +62,7 @@ fn cuts_do_not_matter_and_the_best_reach_wins() {
     assert_eq!(store.put(more, Vec::new()), Put::Queued);
     let other = block(&scope, &tokens[..57], 19, 10); // goes on from the other cut
     assert_eq!(store.put(other, Vec::new()), Put::Queued);
+    assert!(store.flush(LONG));
     let reach = |n: usize| {
         let found = store.find(&scope, &tokens[..n], ANY);
         fetch_all(&store, &found).expect("sound");

@@ -94,6 +94,28 @@ fn what_is_pending_is_found_and_the_oldest_is_dropped_when_there_is_no_room() {
 }
 
 #[test]
+fn blocks_are_written_in_the_order_in_which_they_came() {
+    let f = fixture(|_| ());
+    put_all(&f.store, &scope(1), &[10; 10], &[10]);
+    let before = f.disk.operations();
+    put_all(&f.store, &scope(1), &[11; 10], &[10]);
+    let of_a_write = f.disk.operations() - before;
+    let before = f.disk.operations();
+    let held = f.disk.hold_locks();
+    // The writer takes this one at once, and the rest when it is done.
+    assert_eq!(f.store.put(single(0), Vec::new()), Put::Queued);
+    f.wait_for_writer(before);
+    for n in 1..4 {
+        assert_eq!(f.store.put(single(n), Vec::new()), Put::Queued);
+    }
+    f.disk.fail_after(2 * of_a_write - 1, DiskFault::Error);
+    drop(held);
+    assert!(f.store.flush(LONG));
+    let states = [0, 1, 2, 3].map(|n| f.store.state(&single(n).key));
+    assert_eq!(states, [State::Hit, State::Hit, State::Miss, State::Miss]);
+}
+
+#[test]
 fn dropping_the_store_writes_what_is_pending() {
     let f = fixture(|_| ());
     let operations = f.disk.operations();
