@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hypura_io as hio;
@@ -29,6 +29,21 @@ pub struct FaultDisk<D> {
     crashed: AtomicBool,
     gate: Mutex<()>,
     is_synced: bool,
+    /// Locks that somebody has.
+    locks: Arc<AtomicU64>,
+    unlocked_writes: AtomicU64,
+}
+
+/// A lock of the inner disk, and the count of them.
+struct Counted {
+    _lock: LockGuard,
+    locks: Arc<AtomicU64>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.locks.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl<D: Disk> FaultDisk<D> {
@@ -41,6 +56,8 @@ impl<D: Disk> FaultDisk<D> {
             crashed: AtomicBool::new(false),
             gate: Mutex::new(()),
             is_synced: true,
+            locks: Arc::default(),
+            unlocked_writes: AtomicU64::new(0),
         }
     }
 
@@ -69,6 +86,17 @@ impl<D: Disk> FaultDisk<D> {
     /// Operations so far.
     pub fn operations(&self) -> u64 {
         self.operations.load(Ordering::SeqCst)
+    }
+
+    /// Files written or renamed while nobody had a lock of this disk.
+    pub fn unlocked_writes(&self) -> u64 {
+        self.unlocked_writes.load(Ordering::SeqCst)
+    }
+
+    fn note_write(&self) {
+        if self.locks.load(Ordering::SeqCst) == 0 {
+            self.unlocked_writes.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// Counts an operation; the fault that it meets.
@@ -107,7 +135,11 @@ impl<D: Disk> Disk for FaultDisk<D> {
     fn lock(&self, path: &Path, at_most: Duration) -> io::Result<Option<LockGuard>> {
         self.check()?;
         drop(self.hold_locks());
-        self.inner.lock(path, at_most)
+        let lock = self.inner.lock(path, at_most)?;
+        Ok(lock.map(|lock| {
+            self.locks.fetch_add(1, Ordering::SeqCst);
+            Box::new(Counted { _lock: lock, locks: Arc::clone(&self.locks) }) as LockGuard
+        }))
     }
 
     fn dir_modified_unix_ns(&self, dir: &Path) -> io::Result<u64> {
@@ -126,6 +158,7 @@ impl<D: Disk> Disk for FaultDisk<D> {
     }
 
     fn write_new(&self, path: &Path, parts: &[&[u8]], durable: bool) -> io::Result<()> {
+        self.note_write();
         if self.crashed.load(Ordering::SeqCst) {
             return Err(error(DiskFault::Crash));
         }
@@ -151,6 +184,7 @@ impl<D: Disk> Disk for FaultDisk<D> {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.note_write();
         self.check()?;
         self.inner.rename(from, to)
     }

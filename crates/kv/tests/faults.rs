@@ -99,6 +99,7 @@ fn fail_each(fault: DiskFault) {
         disk.fail_after(at, fault);
         scenario(&path, &disk, &clock);
         check_sound(&path, &clock);
+        assert_eq!(disk.unlocked_writes(), 0);
         if disk.operations() <= at {
             assert!(at > 80, "the scenario has {at} operations");
             return;

@@ -207,6 +207,7 @@ impl Model {
             }
         }
         assert!(folder_bytes(&self.dir) <= CAP);
+        assert_eq!(self.disk.unlocked_writes(), 0);
     }
 }
 

@@ -307,6 +307,21 @@ fn after_a_failure_it_waits_and_says_what_to_do() {
 }
 
 #[test]
+fn a_file_whose_name_may_not_be_durable_does_not_stay() {
+    let f = fixture(|_| ());
+    put_all(&f.store, &scope(1), &[10; 10], &[10]);
+    let before = f.disk.operations();
+    put_all(&f.store, &scope(1), &[11; 10], &[10]);
+    let of_a_write = f.disk.operations() - before;
+    f.disk.fail_after(of_a_write - 2, DiskFault::Error); // before the last look at the folder
+    assert_eq!(f.store.put(single(0), Vec::new()), Put::Queued);
+    assert!(f.store.flush(LONG));
+    assert!(matches!(f.store.health(), Health::Failed { .. }));
+    assert_eq!(f.store.state(&single(0).key), State::Miss);
+    assert_eq!((block_files(&f.path()).len(), f.disk.unlocked_writes()), (2, 0));
+}
+
+#[test]
 fn a_folder_that_vanished_is_made_again() {
     let f = fixture(|_| ());
     put_all(&f.store, &scope(1), &[0; 10], &[10]);
