@@ -36,6 +36,8 @@ const MAGIC: &[u8; 8] = b"HYPURAKV";
 const HASH_BYTES: usize = 32;
 const SEALED_BYTES: usize = HEADER_BYTES - HASH_BYTES;
 
+const _: () = assert!(160 + BLOCK_TOKENS_MAX * size_of::<Token>() <= SEALED_BYTES);
+
 /// What a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BlockKind {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hypura_io as hio;
@@ -27,6 +27,23 @@ pub struct FaultDisk<D> {
     operations: AtomicU64,
     faults: Mutex<Vec<(u64, DiskFault)>>,
     crashed: AtomicBool,
+    gate: Mutex<()>,
+    is_synced: bool,
+    /// Locks that somebody has.
+    locks: Arc<AtomicU64>,
+    unlocked_writes: AtomicU64,
+}
+
+/// A lock of the inner disk, and the count of them.
+struct Counted {
+    _lock: LockGuard,
+    locks: Arc<AtomicU64>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.locks.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl<D: Disk> FaultDisk<D> {
@@ -37,7 +54,16 @@ impl<D: Disk> FaultDisk<D> {
             operations: AtomicU64::new(0),
             faults: Mutex::new(Vec::new()),
             crashed: AtomicBool::new(false),
+            gate: Mutex::new(()),
+            is_synced: true,
+            locks: Arc::default(),
+            unlocked_writes: AtomicU64::new(0),
         }
+    }
+
+    /// Doesn't wait for the drive, which is what takes most of a test's time.
+    pub fn unsynced(inner: D) -> FaultDisk<D> {
+        FaultDisk { is_synced: false, ..FaultDisk::new(inner) }
     }
 
     /// Lets the operation fail that comes after `skip` others, counted from now.
@@ -52,9 +78,25 @@ impl<D: Disk> FaultDisk<D> {
         self.crashed.store(false, Ordering::SeqCst);
     }
 
+    /// While the guard lives, a [`Disk::lock`] is begun, and counted, and doesn't return.
+    pub fn hold_locks(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Operations so far.
     pub fn operations(&self) -> u64 {
         self.operations.load(Ordering::SeqCst)
+    }
+
+    /// Files written or renamed while nobody had a lock of this disk.
+    pub fn unlocked_writes(&self) -> u64 {
+        self.unlocked_writes.load(Ordering::SeqCst)
+    }
+
+    fn note_write(&self) {
+        if self.locks.load(Ordering::SeqCst) == 0 {
+            self.unlocked_writes.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// Counts an operation; the fault that it meets.
@@ -92,7 +134,12 @@ impl<D: Disk> Disk for FaultDisk<D> {
 
     fn lock(&self, path: &Path, at_most: Duration) -> io::Result<Option<LockGuard>> {
         self.check()?;
-        self.inner.lock(path, at_most)
+        drop(self.hold_locks());
+        let lock = self.inner.lock(path, at_most)?;
+        Ok(lock.map(|lock| {
+            self.locks.fetch_add(1, Ordering::SeqCst);
+            Box::new(Counted { _lock: lock, locks: Arc::clone(&self.locks) }) as LockGuard
+        }))
     }
 
     fn dir_modified_unix_ns(&self, dir: &Path) -> io::Result<u64> {
@@ -111,11 +158,12 @@ impl<D: Disk> Disk for FaultDisk<D> {
     }
 
     fn write_new(&self, path: &Path, parts: &[&[u8]], durable: bool) -> io::Result<()> {
+        self.note_write();
         if self.crashed.load(Ordering::SeqCst) {
             return Err(error(DiskFault::Crash));
         }
         let Some(fault) = self.fault() else {
-            return self.inner.write_new(path, parts, durable);
+            return self.inner.write_new(path, parts, durable && self.is_synced);
         };
         let mut left = parts.iter().map(|part| part.len()).sum::<usize>() / 2;
         let torn: Vec<&[u8]> = parts
@@ -136,6 +184,7 @@ impl<D: Disk> Disk for FaultDisk<D> {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.note_write();
         self.check()?;
         self.inner.rename(from, to)
     }
@@ -147,7 +196,7 @@ impl<D: Disk> Disk for FaultDisk<D> {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.check()?;
-        self.inner.sync_dir(dir)
+        if self.is_synced { self.inner.sync_dir(dir) } else { Ok(()) }
     }
 
     fn open(&self, path: &Path) -> Result<hio::File, hio::OpenError> {

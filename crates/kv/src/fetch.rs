@@ -22,7 +22,8 @@ use crate::{BlockKey, BlockKind, Store, Token};
 /// A recycled buffer is taken for a read of at least this part of it: one half.
 const BUFFER_WASTE_MAX: usize = 2;
 
-/// A block can't be delivered. It is not found any more.
+/// A block can't be delivered. Unless memory or an engine is what was missing, it is not found any
+/// more, until it is put again.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
@@ -202,7 +203,10 @@ impl Fetch {
                 self.shared.lock().forget_file(&block.id);
                 return Err(FetchError::Missing { path });
             }
-            Err(source) => return Err(io_error(path, source)),
+            Err(source) => {
+                self.shared.lock().index.set_unreadable(&block.id);
+                return Err(io_error(path, source));
+            }
         };
         let bytes = check_image_bytes(file.len())
             .and_then(|()| usize::try_from(file.len()).map_err(|_| too_large(file.len())))

@@ -3,6 +3,7 @@
 //! The index does no I/O and knows no clock. Whoever removes a file tells it first, so that what
 //! is found next is still there.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -18,6 +19,18 @@ const MEMO_TOKENS_MAX: usize = 4 << 20;
 pub(crate) struct Used {
     pub(crate) unix_ns: u64,
     sequence: u64,
+}
+
+/// Blocks used within this time of each other go in the order of their depth.
+const SAME_TIME_NS: u64 = 60 * 1_000_000_000;
+
+/// Which file goes first: of those used longest ago the deepest, since without a block those after
+/// it are of no use. A folder's names and times say it all, so that a restart changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ColdOrder {
+    minute: u64,
+    depth: Reverse<u32>,
+    used: Used,
 }
 
 /// A block's file.
@@ -62,6 +75,11 @@ impl Entry {
         }
     }
 
+    fn cold_order(&self) -> ColdOrder {
+        let (minute, depth) = (self.used.unix_ns / SAME_TIME_NS, Reverse(self.from));
+        ColdOrder { minute, depth, used: self.used }
+    }
+
     pub(crate) fn memory(&self) -> Option<&Arc<MemBlock>> {
         self.memory.as_ref()
     }
@@ -92,7 +110,7 @@ impl Entry {
 pub(crate) struct Index {
     entries: HashMap<BlockId, Entry>,
     children: HashMap<ShortNode, Vec<BlockId>>,
-    cold_order: BTreeSet<(Used, BlockId)>,
+    cold_order: BTreeSet<(ColdOrder, BlockId)>,
     hot_order: BTreeSet<(Used, BlockId)>,
     pins: HashMap<BlockId, u32>,
     sequence: u64,
@@ -147,12 +165,15 @@ impl Index {
 
     fn set_used(&mut self, id: &BlockId, used: Used) {
         let Some(entry) = self.entries.get_mut(id) else { return };
-        for order in [&mut self.cold_order, &mut self.hot_order] {
-            if order.remove(&(entry.used, *id)) {
-                order.insert((used, *id));
-            }
-        }
+        let is_cold = self.cold_order.remove(&(entry.cold_order(), *id));
+        let is_hot = self.hot_order.remove(&(entry.used, *id));
         entry.used = used;
+        if is_cold {
+            self.cold_order.insert((entry.cold_order(), *id));
+        }
+        if is_hot {
+            self.hot_order.insert((used, *id));
+        }
     }
 
     /// Notes a block's file, new or known.
@@ -161,7 +182,7 @@ impl Index {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let before = entry.cold.replace(file);
         self.cold_bytes = self.cold_bytes + file.bytes - before.map_or(0, |file| file.bytes);
-        self.cold_order.insert((entry.used, id));
+        self.cold_order.insert((entry.cold_order(), id));
         let used = entry.used;
         // Somebody else may have used it since.
         if used.unix_ns < file.modified_unix_ns {
@@ -174,7 +195,7 @@ impl Index {
         let entry = self.entries.get_mut(id)?;
         let file = entry.cold.take()?;
         self.cold_bytes -= file.bytes;
-        self.cold_order.remove(&(entry.used, *id));
+        self.cold_order.remove(&(entry.cold_order(), *id));
         self.forget_memo(id);
         self.drop_if_empty(id);
         Some(file)
@@ -194,7 +215,7 @@ impl Index {
         }
     }
 
-    /// The block with a file that was used least recently, of those that nobody holds.
+    /// The file that goes first, of those that nobody holds.
     pub(crate) fn victim(&self) -> Option<BlockId> {
         self.cold_order.iter().map(|&(_, id)| id).find(|id| !self.is_pinned(id))
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hypura_io::ReadEngine;
 
-use crate::block::{BLOCK_TOKENS_MAX, image_bytes};
+use crate::block::{PAYLOAD_BYTES_MAX, image_bytes};
 use crate::clock::{Clock, unix_ns};
 use crate::disk::Disk;
 use crate::memory::MemBlock;
@@ -140,9 +140,12 @@ impl Store {
     /// Takes a block: it can be found from now on, and is written in the background, after those
     /// that came before it. Once it is durable, the files of `replaces` are removed.
     ///
-    /// Never waits for the drive. If there is no room in the queue, the oldest block in it is
+    /// Never waits for the drive. A block that is known replaces nothing. If there is no room in the queue, the oldest block in it is
     /// dropped.
     pub fn put(&self, block: Block, replaces: Vec<BlockKey>) -> Put {
+        if block.payload.len() as u64 > PAYLOAD_BYTES_MAX {
+            return Put::TooLarge;
+        }
         if block.check().is_err() {
             return Put::Malformed;
         }
@@ -152,7 +155,7 @@ impl Store {
         let mut inner = self.shared.lock();
         let Some(cold) = &self.shared.config.cold else {
             if inner.index.get(&id).is_some() {
-                inner.index.touch(&id, now_ns);
+                self.shared.note_use(&mut inner, [id].into_iter());
                 return Put::Known;
             }
             if !inner.index.may_keep(memory_bytes) {
@@ -166,7 +169,7 @@ impl Store {
             return if is_kept { Put::Queued } else { Put::Refused };
         };
         if inner.index.get(&id).is_some_and(|entry| entry.is_pending() || entry.is_in_folder()) {
-            inner.index.touch(&id, now_ns);
+            self.shared.note_use(&mut inner, [id].into_iter());
             return Put::Known;
         }
         if file_bytes.saturating_add(WEAR_RESERVED_BYTES) > cold.bytes_max
@@ -252,7 +255,7 @@ impl Store {
     pub fn payload_bytes_max(bytes_max: u64) -> u64 {
         let page = image_bytes(0);
         let rest = bytes_max.saturating_sub(WEAR_RESERVED_BYTES + page);
-        (rest - rest % page).min(crate::block::PAYLOAD_BYTES_MAX)
+        (rest - rest % page).min(PAYLOAD_BYTES_MAX)
     }
 }
 
@@ -270,5 +273,3 @@ impl Drop for Handle {
         }
     }
 }
-
-const _: () = assert!(BLOCK_TOKENS_MAX * 4 < 4096 - 160 - 32, "tokens fit into a header");

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -215,7 +215,7 @@ impl Writer {
     /// Writes a file under another name and renames it. With a time it is durable.
     fn write_file(
         &self,
-        path: &PathBuf,
+        path: &Path,
         parts: &[&[u8]],
         modified_unix_ns: Option<u64>,
     ) -> io::Result<()> {
@@ -262,7 +262,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes blocks, the least recently used first, until so many bytes more fit. False if they
+    /// Removes blocks, those used longest ago first, until so many bytes more fit. False if they
     /// don't fit even so.
     fn make_room(&self, bytes: u64) -> io::Result<bool> {
         let bytes_max = self.shared.config.cold.as_ref().map_or(0, |cold| cold.bytes_max);
