@@ -195,6 +195,9 @@ impl Sequence {
         let before = self.stats();
         let mut answer = Answer::new(request, sink);
         self.context.revive()?;
+        if let Some(attention) = &mut self.attention {
+            attention.turn_begins();
+        }
         let mut kv = KvUse::default();
         let reused_tokens = self.keep_prefix(&request.prompt, &mut kv);
         let prompt_begin = Instant::now();

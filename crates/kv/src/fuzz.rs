@@ -1,7 +1,7 @@
 //! Bodies of fuzz tests: given any bytes, they must neither panic, hang, nor take memory out of
 //! proportion. `fuzz/` runs them under cargo-fuzz, `tests/fuzz.rs` on mutated images in every build.
 
-use crate::block::{HEADER_BYTES, decode, encode};
+use crate::block::{HEADER_BYTES, checksum, decode, encode};
 use crate::name::FileName;
 
 /// Bytes of a checksum.
@@ -9,7 +9,7 @@ const HASH_BYTES: usize = 32;
 /// Where a header keeps the payload's length.
 const PAYLOAD_BYTES_AT: usize = 120;
 /// Where a header keeps the payload's checksum.
-const PAYLOAD_HASH_AT: usize = 128;
+const PAYLOAD_CHECKSUM_AT: usize = 128;
 
 /// Reads `data` as the image of a block, as it is and with checksums that are right, which would
 /// refuse nearly every change; and as the name of a file.
@@ -44,8 +44,8 @@ fn seal(image: &mut [u8]) -> Option<()> {
         header.get(PAYLOAD_BYTES_AT..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     let payload = usize::try_from(bytes?).ok().and_then(|bytes| rest.get(..bytes));
     if let Some(payload) = payload {
-        let hash = blake3::hash(payload);
-        header.get_mut(PAYLOAD_HASH_AT..)?.first_chunk_mut().map(|at| *at = *hash.as_bytes())?;
+        let checksum = checksum(payload);
+        header.get_mut(PAYLOAD_CHECKSUM_AT..)?.first_chunk_mut().map(|at| *at = checksum)?;
     }
     let (sealed, hash) = header.split_at_mut_checked(HEADER_BYTES - HASH_BYTES)?;
     hash.copy_from_slice(blake3::hash(sealed).as_bytes());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hypura_io::Buffer;
 
-use crate::block::{HEADER_BYTES, encode_header};
+use crate::block::{HEADER_BYTES, checksum, encode_header};
 use crate::{Block, BlockKey, Scope, Token};
 
 /// A block in memory, shared by the tiers and whoever reads it.
@@ -59,12 +59,12 @@ impl MemBlock {
         crate::block::image_bytes(self.payload().len() as u64)
     }
 
-    /// The header of its image. It takes the hash of the payload.
+    /// The header of its image. It takes the checksum of the payload.
     pub(crate) fn encode_header(&self) -> Vec<u8> {
         let payload = self.payload();
-        let hash = *blake3::hash(payload).as_bytes();
+        let checksum = checksum(payload);
         let len = payload.len() as u64;
-        encode_header(&self.key, &self.scope, self.from, &self.tokens, len, &hash)
+        encode_header(&self.key, &self.scope, self.from, &self.tokens, len, &checksum)
     }
 
     /// The buffer that it was read to, if nobody else has the block.

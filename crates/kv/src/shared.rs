@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     /// Something for the writer to do.
     pub(crate) work: Condvar,
     /// The writer did something.
-    done: Condvar,
+    pub(crate) done: Condvar,
     engines: Mutex<Vec<Box<dyn ReadEngine>>>,
 }
 
@@ -134,6 +134,16 @@ impl Shared {
         let is_busy = |inner: &mut Inner| !inner.is_idle();
         let waited = self.done.wait_timeout_while(self.lock(), at_most, is_busy);
         waited.unwrap_or_else(PoisonError::into_inner).0.is_idle()
+    }
+
+    pub(crate) fn wait_for_room(&self, bytes: u64, at_most: Duration) -> bool {
+        let most = self.config.pending_bytes_max;
+        let has_room = |inner: &Inner| {
+            let pending = inner.index.pending_bytes();
+            pending == 0 || pending.saturating_add(bytes) <= most
+        };
+        let waited = self.done.wait_timeout_while(self.lock(), at_most, |inner| !has_room(inner));
+        has_room(&waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
     pub(crate) fn wait_until_stopped(&self, deadline: Instant) -> bool {

@@ -215,6 +215,12 @@ impl Store {
         self.shared.wait_until_idle(at_most)
     }
 
+    /// Waits until a payload of so many bytes can wait to be written without another one being
+    /// dropped for it. False if that takes longer than `at_most`; zero only looks.
+    pub fn wait_for_room(&self, bytes: u64, at_most: Duration) -> bool {
+        self.shared.wait_for_room(bytes, at_most)
+    }
+
     /// Looks at the folder again, for what other processes did; waits as [`Store::flush`] does.
     pub fn refresh(&self, at_most: Duration) -> bool {
         if self.shared.config.cold.is_some() {

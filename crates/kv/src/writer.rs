@@ -119,6 +119,11 @@ impl Writer {
     }
 
     fn write(&mut self, queued: Queued) {
+        self.write_or_give_up(queued);
+        self.shared.done.notify_all();
+    }
+
+    fn write_or_give_up(&mut self, queued: Queued) {
         let block = {
             let inner = self.shared.lock();
             let entry = inner.index.get(&queued.id).filter(|entry| entry.is_pending());

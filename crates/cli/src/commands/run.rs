@@ -162,7 +162,11 @@ impl Running<'_> {
         if self.args.raw {
             return Ok(None);
         }
-        Ok(self.engine.chat_template()?)
+        match self.engine.chat_template()? {
+            // A session is a conversation.
+            None if self.args.session.is_some() => Ok(Some(ChatTemplate::chatml()?)),
+            template => Ok(template),
+        }
     }
 
     /// One answer to one prompt.

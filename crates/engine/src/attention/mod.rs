@@ -37,6 +37,10 @@ pub(crate) use restore::Restored;
 const TAIL_EVERY: Duration = Duration::from_secs(5);
 /// The same for models that need a checkpoint with it, which may be large.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+/// A turn waits for the drive for at most one part in this many of its time.
+const WAIT_SHARE: u32 = 100;
+/// For a block that a sliding window would forget, or that a checkpoint needs, it waits so long.
+const FORGETFUL_WAIT_MAX: Duration = Duration::from_secs(1);
 /// A long prompt leaves a checkpoint behind each time it has grown by one part in this many, and by
 /// `CHECKPOINT_TOKENS_MIN`: few, and denser where conversations fork.
 const CHECKPOINT_SHARE: usize = 4;
@@ -54,7 +58,10 @@ pub(crate) struct Attention {
     is_windowed: bool,
     rates: Rates,
     progress: Progress,
-    /// Why nothing is written or read any more.
+    /// When the turn began, and how long it has waited for the drive.
+    turn: Instant,
+    waited: Duration,
+    /// Whether something went wrong that will again: nothing is written or read any more.
     failed: bool,
 }
 
@@ -109,6 +116,8 @@ impl Attention {
             sizes,
             options,
             rates,
+            turn: Instant::now(),
+            waited: Duration::ZERO,
             failed: false,
         })
     }
@@ -207,8 +216,17 @@ impl Attention {
     /// Offers again what the store has not: dropped, when the drive could not follow, or evicted.
     /// Does a little at a time; true if there may be more to do.
     pub(crate) fn refill(&mut self, context: &mut Context, tokens: &[Token]) -> bool {
-        if self.failed || self.is_windowed || self.store.stats().pending_bytes > 0 {
-            return !self.failed && !self.is_windowed;
+        if self.failed || self.is_windowed {
+            return false;
+        }
+        if !self.store.flush(Duration::ZERO) {
+            return true;
+        }
+        let behind = self.progress.solid();
+        self.write_full(context, tokens);
+        self.write_end(context, tokens);
+        if self.progress.solid() > behind {
+            return true;
         }
         let size = self.sizes.block_tokens;
         let mut chain = Chain::new(&self.scope);
@@ -239,9 +257,11 @@ impl Attention {
         !self.failed && self.store.find(&self.scope, tokens, want).tokens == tokens.len()
     }
 
+    /// Writes the blocks that are full, as many as there is room for: the others stay in the context
+    /// until there is.
     fn write_full(&mut self, context: &mut Context, tokens: &[Token]) {
         let size = self.sizes.block_tokens;
-        while !self.failed && self.progress.solid() + size <= tokens.len() {
+        while !self.failed && self.progress.solid() + size <= tokens.len() && self.has_room() {
             let from = self.progress.solid();
             let mut chain = self.progress.chain.clone();
             let parent = chain.node();
@@ -256,10 +276,35 @@ impl Attention {
         }
     }
 
+    /// Whether a block may be written now. Waits a little where that keeps a long prompt's blocks
+    /// from piling up, and longer where they could not be written later.
+    fn has_room(&mut self) -> bool {
+        let must = self.is_windowed || self.shape.needs_checkpoint();
+        let at_most = if must {
+            FORGETFUL_WAIT_MAX
+        } else {
+            (self.turn.elapsed() / WAIT_SHARE).saturating_sub(self.waited)
+        };
+        let begin = Instant::now();
+        let has_room = self.store.wait_for_room(self.sizes.block_bytes, at_most);
+        self.waited += begin.elapsed();
+        has_room || must
+    }
+
+    /// A turn begins.
+    pub(crate) fn turn_begins(&mut self) {
+        self.turn = Instant::now();
+        self.waited = Duration::ZERO;
+    }
+
     /// Writes what is not in full blocks, and a checkpoint where one is needed.
     fn write_end(&mut self, context: &mut Context, tokens: &[Token]) {
         self.progress.written_at = Instant::now();
         let from = self.progress.solid();
+        if tokens.len() - from >= self.sizes.block_tokens {
+            // Full blocks come first, when there is room for them.
+            return;
+        }
         let mut chain = self.progress.chain.clone();
         if from < tokens.len() && !self.failed {
             let parent = chain.node();

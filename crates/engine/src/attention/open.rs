@@ -13,6 +13,11 @@ use super::{Attention, Rates};
 use crate::machine::Survey;
 use crate::options::{LoadError, LoadOptions, Progress, ReaderFactory};
 
+/// Of the memory that the plan leaves unused, blocks that wait to be written may take one part in
+/// this many, and no more than `PENDING_MAX`.
+const UNUSED_SHARE: u64 = 4;
+const PENDING_MAX: u64 = 256 << 20;
+
 /// Opens the tiers of attention state for a model; `None` where its state can't be divided, or the
 /// folder can't be used, after a warning.
 pub(crate) fn open(
@@ -26,7 +31,12 @@ pub(crate) fn open(
     let kv = options.kv.as_ref()?;
     let sizes = Sizes::of(model, options, kv);
     let fields = scope_fields(model, fingerprint.to_owned(), options, plan.n_ctx, &kv.tenant);
-    let store = open_store(kv, &sizes)
+    // What a micro-batch computes at once can wait to be written as long as nobody else needs the
+    // memory.
+    let burst = 2 * u64::from(plan.n_ubatch) * sizes.token_bytes;
+    let unused = plan.budget_bytes.saturating_sub(plan.bytes.total());
+    let pending = sizes.under_way_bytes().max(burst.min(unused / UNUSED_SHARE).min(PENDING_MAX));
+    let store = open_store(kv, &sizes, pending)
         .inspect_err(|reason| tracing::warn!("attention state is not kept: {reason}"))
         .ok()?;
     let machine = &surveyed.machine;
@@ -37,7 +47,7 @@ pub(crate) fn open(
 }
 
 /// The store alone, as for a model.
-fn open_store(kv: &KvOptions, sizes: &Sizes) -> Result<Store, String> {
+fn open_store(kv: &KvOptions, sizes: &Sizes, pending_bytes_max: u64) -> Result<Store, String> {
     let config = StoreConfig {
         cold: kv.cold_dir.as_ref().map(|dir| ColdConfig {
             dir: dir.clone(),
@@ -45,7 +55,7 @@ fn open_store(kv: &KvOptions, sizes: &Sizes) -> Result<Store, String> {
             writes_per_day_max: kv.cold_writes_per_day_max,
         }),
         hot_bytes_max: sizes.hot_bytes,
-        pending_bytes_max: sizes.under_way_bytes(),
+        pending_bytes_max,
         read_depth: usize::try_from(BLOCKS_UNDER_WAY).unwrap_or(1),
         reader: kv.reader.clone().unwrap_or_else(reader),
     };
@@ -59,10 +69,10 @@ pub(crate) fn open_bare_store(kv: &KvOptions) -> Result<Store, String> {
         block_tokens: 1,
         token_bytes: 1,
         block_bytes: 0,
-        checkpoint_bytes: Store::payload_bytes_max(kv.cold_bytes_max),
+        checkpoint_bytes: 0,
         hot_bytes: 0,
     };
-    open_store(kv, &sizes)
+    open_store(kv, &sizes, Store::payload_bytes_max(kv.cold_bytes_max))
 }
 
 /// Reads blocks, several at once and each in pieces.
