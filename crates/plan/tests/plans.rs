@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::{GIB, MIB, all, machine, request};
 use hypura_gguf::{Model, Role};
-use hypura_plan::{Layout, Mode, Placement, Plan, Request, explain, plan};
+use hypura_plan::{KvType, Layout, Mode, Placement, Plan, Request, explain, plan};
 
 /// The plan in a few lines.
 fn summary(model: &Model, request: &Request) -> String {
@@ -88,6 +88,39 @@ fn plans() {
         text += &summary(&model, &request(smallest - 1));
         insta::assert_snapshot!(name, text);
     }
+}
+
+#[test]
+fn tiers_of_attention_state_are_part_of_the_budget() {
+    for (name, model) in all() {
+        let without = plan_at(&model, u64::MAX);
+        let memory_bytes = without.smallest_bytes + model.weight_bytes() / 2 + 64 * MIB;
+        let with = Request { kv_tier_bytes: 64 * MIB, ..request(memory_bytes) };
+        let with = plan(&model, &machine(), &with).expect("large enough");
+        assert_eq!(with.bytes.kv_tiers, 64 * MIB, "{name}");
+        assert!(with.bytes.total() <= memory_bytes, "{name}");
+        assert_eq!(with.smallest_bytes, without.smallest_bytes + 64 * MIB, "{name}");
+    }
+}
+
+#[test]
+fn types_of_keys_and_values_are_planned_at_their_size() {
+    let model = common::llama_70b();
+    let kv = |kv_type_k, kv_type_v| {
+        let request = Request { kv_type_k, kv_type_v, ..request(1 << 40) };
+        let plan = plan(&model, &machine(), &request).expect("large enough");
+        let hparams = model.hparams();
+        assert_eq!(
+            hypura_plan::kv::token_bytes(&hparams, &request) * u64::from(plan.n_ctx),
+            plan.bytes.kv
+        );
+        plan.bytes.kv
+    };
+    // 32 elements take 64, 34 and 18 bytes.
+    let f16 = kv(KvType::F16, KvType::F16);
+    assert_eq!(kv(KvType::Q8_0, KvType::Q8_0) * 64, f16 * 34);
+    assert_eq!(kv(KvType::Q4_0, KvType::Q4_0) * 64, f16 * 18);
+    assert_eq!(kv(KvType::Q8_0, KvType::F16) * 2 * 64, f16 * (34 + 64));
 }
 
 #[test]

@@ -24,6 +24,7 @@ fn requests() -> Vec<(&'static str, Request)> {
                 ..default.clone()
             },
         ),
+        ("tiers of attention state", Request { kv_tier_bytes: GIB, n_seq: 2, ..default.clone() }),
         ("few weights", Request { weights_memory_bytes: Some(3 * GIB), ..default }),
     ]
 }

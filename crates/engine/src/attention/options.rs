@@ -180,3 +180,41 @@ pub fn kv_type_name(ty: KvType) -> &'static str {
         KvType::Q4_0 => "q4_0",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hypura_testkit::tiny;
+
+    use super::*;
+
+    fn sizes(name: &str, kv: &KvOptions) -> Sizes {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiny.gguf");
+        let recipe = tiny::find(name).unwrap();
+        recipe.model(recipe.default_mix, 1).unwrap().write(&path).unwrap();
+        Sizes::of(&gguf::Model::open(&path).unwrap(), &LoadOptions::default(), kv)
+    }
+
+    #[test]
+    fn blocks_suit_the_model() {
+        let kv = KvOptions::default();
+        let plain = sizes("llama", &kv);
+        assert_eq!((plain.block_tokens, plain.checkpoint_bytes), (256, 0));
+        // A block lies within a window.
+        assert_eq!(sizes("gemma3", &kv).block_tokens, 32);
+        assert!(sizes("qwen3next", &kv).checkpoint_bytes > 0);
+        let small = KvOptions { block_tokens: Some(100), ..kv.clone() };
+        assert_eq!(sizes("llama", &small).block_tokens, 64, "a power of two");
+        let hot = KvOptions { hot: Some(HotLimit::Tokens(1000)), ..kv };
+        let with_hot = sizes("llama", &hot);
+        assert_eq!(with_hot.hot_bytes, 1000 * (with_hot.token_bytes + 64));
+        assert_eq!(with_hot.memory_bytes(), plain.memory_bytes() + with_hot.hot_bytes);
+    }
+
+    #[test]
+    fn a_large_state_makes_short_blocks() {
+        // 8B: 32 layers, 8 heads of 128 for K and V each, two bytes.
+        let token_bytes = 32 * 8 * 128 * 2 * 2;
+        assert_eq!(1 << (BLOCK_BYTES_MAX / token_bytes).ilog2(), 16);
+    }
+}
