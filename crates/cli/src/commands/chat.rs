@@ -2,7 +2,7 @@
 
 use hypura_engine::{ChatTemplate, Finish, Message};
 
-use crate::commands::conversation::Conversation;
+use crate::commands::conversation::{Conversation, NotKept};
 use crate::commands::lines::{Line, Lines};
 use crate::commands::run::Running;
 use crate::failure::{Interrupted, UsageError, sentence};
@@ -89,7 +89,7 @@ fn talk(
         }
         let message = read_message(lines);
         running.interrupt.set_idle(false);
-        let Some(line) = message? else { return Ok(()) };
+        let Some(line) = message? else { return conversation.end() };
         running.interrupt.reset();
         match Input::parse(&line) {
             Input::Say(text) if text.is_empty() => continue,
@@ -104,8 +104,9 @@ fn talk(
                 }
             }
             Input::Clear => {
-                conversation.messages.retain(|m| m.role == "system");
-                say("Forgotten.");
+                let mut opening = std::mem::take(&mut conversation.messages);
+                opening.retain(|m| m.role == "system");
+                report(conversation.begin_anew(opening).map(|()| "Forgotten.".to_owned()));
                 continue;
             }
             Input::System(text) if text.is_empty() => {
@@ -113,20 +114,20 @@ fn talk(
                 continue;
             }
             Input::System(text) => {
-                conversation.messages = vec![Message::new("system", text)];
-                say("Begun anew.");
+                let opening = vec![Message::new("system", text)];
+                report(conversation.begin_anew(opening).map(|()| "Begun anew.".to_owned()));
                 continue;
             }
             Input::Save(name) => {
-                report(conversation.save(&name))?;
+                report(conversation.save(&name));
                 continue;
             }
             Input::Load(name) => {
-                report(conversation.load(&name))?;
+                report(conversation.load(&name));
                 continue;
             }
             Input::Fork(name) => {
-                report(conversation.fork(&name))?;
+                report(conversation.fork(&name));
                 continue;
             }
             Input::Help => {
@@ -137,11 +138,16 @@ fn talk(
                 say(format_args!("There is no /{name}; /help lists what there is."));
                 continue;
             }
-            Input::Leave => return Ok(()),
+            Input::Leave => return conversation.end(),
         }
         let answer =
             match running.answer(conversation, &template.render(&conversation.messages)?, true) {
                 Ok(answer) => answer,
+                // It was answered. The next answer is kept with it, if that can be done by then.
+                Err(error) if error.is::<NotKept>() => {
+                    say(format_args!("hypura: {}", sentence(&error)));
+                    continue;
+                }
                 // The conversation has outgrown the context, or one message has: it can be cleared.
                 Err(error) if error.is::<UsageError>() => {
                     say(format_args!("hypura: {}, or /clear", sentence(&error)));
@@ -159,13 +165,11 @@ fn talk(
 }
 
 /// Says what was done, or why it can't be: the chat goes on.
-fn report(done: anyhow::Result<String>) -> anyhow::Result<()> {
+fn report(done: anyhow::Result<String>) {
     match done {
         Ok(done) => say(done),
-        Err(error) if error.is::<UsageError>() => say(format_args!("hypura: {}", sentence(&error))),
-        Err(error) => return Err(error),
+        Err(error) => say(format_args!("hypura: {}", sentence(&error))),
     }
-    Ok(())
 }
 
 /// One message: a line, or several between `"""` (the end of the input ends one too). `None` at the

@@ -7,9 +7,10 @@ use hypura_engine::kv::{
     SessionStore,
 };
 use hypura_engine::llama::Token;
-use hypura_engine::{Generated, Message, Transcript};
+use hypura_engine::{Finish, Generated, Message, Transcript};
 
 use crate::args::RunArgs;
+use crate::commands::session::printable;
 use crate::failure::UsageError;
 
 /// The folder of sessions, and the session that was asked for.
@@ -36,6 +37,18 @@ pub(crate) struct Conversation {
     /// `None` if attention state is not kept, and so no sessions either.
     scope: Option<ScopeFields>,
     model: String,
+    /// What was said last is not in its file.
+    is_unkept: bool,
+}
+
+/// An answer was given, but its session could not be written.
+#[derive(Debug)]
+pub(crate) struct NotKept;
+
+impl std::fmt::Display for NotKept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the conversation is not kept")
+    }
 }
 
 impl Sessions {
@@ -50,7 +63,7 @@ impl Sessions {
             .into());
         }
         let store = match (crate::home::sessions(), &name) {
-            (Some(folder), Some(_)) => SessionStore::open(folder)?,
+            (Some(folder), Some(_)) => SessionStore::open(folder).map_err(told)?,
             (Some(folder), None) => match SessionStore::open(folder) {
                 Ok(store) => store,
                 // Nobody asked for one yet.
@@ -67,7 +80,7 @@ impl Sessions {
             None => (None, None),
             Some(name) => {
                 let lock = lock(&store, &name)?;
-                let found = store.get(&name)?;
+                let found = store.get(&name).map_err(told)?;
                 let created_unix_s = found.as_ref().map_or_else(now, |found| found.created_unix_s);
                 (Some(Kept { name, created_unix_s, _lock: lock }), found)
             }
@@ -96,17 +109,25 @@ impl Conversation {
             kept: None,
             scope: scope.cloned(),
             model,
+            is_unkept: false,
         };
         let Some(Sessions { store, asked, found }) = sessions else { return Ok(conversation) };
         if asked.is_some() && scope.is_none() {
             return Err(UsageError(
-                "the attention state of this model can't be kept, and so it has no sessions".into(),
+                "a session needs attention state, and it is not kept here; leave out --session"
+                    .into(),
             )
             .into());
         }
         if let (Some(kept), Some(found)) = (&asked, found) {
             conversation.check_model(&kept.name, &found)?;
-            conversation.take(found);
+            // One that was cleared begins anew.
+            if !found.messages.is_empty() {
+                if !conversation.messages.is_empty() {
+                    tracing::warn!("--system is ignored, as session {} has begun", kept.name);
+                }
+                conversation.take(found);
+            }
         }
         conversation.store = Some(store);
         conversation.kept = asked;
@@ -126,10 +147,35 @@ impl Conversation {
     ) -> anyhow::Result<()> {
         self.messages.push(Message::new("assistant", answer.text.clone()));
         self.transcript = Transcript::after(text.to_owned(), prompt, answer);
-        if let Some(kept) = &self.kept {
-            self.write(&kept.name, kept.created_unix_s)?;
+        // What was stopped before it was answered was not said.
+        if answer.finish == Finish::Interrupted && answer.tokens.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.keep()
+    }
+
+    /// Forgets what was said, and begins anew with `opening`.
+    pub(crate) fn begin_anew(&mut self, opening: Vec<Message>) -> anyhow::Result<()> {
+        self.messages = opening;
+        self.transcript = Transcript::default();
+        match (&self.store, &self.kept) {
+            // It is forgotten in its file too, as it would be with the next answer.
+            (Some(store), Some(kept)) if store.exists(&kept.name) => self.keep(),
+            _ => Ok(()),
+        }
+    }
+
+    /// The last chance to keep what could not be kept when it was said.
+    pub(crate) fn end(&mut self) -> anyhow::Result<()> {
+        if self.is_unkept { self.keep() } else { Ok(()) }
+    }
+
+    /// Writes the session, if there is one.
+    fn keep(&mut self) -> anyhow::Result<()> {
+        let Some(kept) = &self.kept else { return Ok(()) };
+        let written = self.write(&kept.name, kept.created_unix_s);
+        self.is_unkept = written.is_err();
+        written.map_err(|error| error.context(NotKept))
     }
 
     /// Keeps it as it is now under another name, and goes on under the present one.
@@ -148,17 +194,19 @@ impl Conversation {
         self.write(&name, created_unix_s)?;
         let said = format!("This is {name} now.");
         self.kept = Some(Kept { name, created_unix_s, _lock: lock });
+        self.is_unkept = false;
         Ok(said)
     }
 
     /// Goes on with another session.
     pub(crate) fn load(&mut self, name: &str) -> anyhow::Result<String> {
         let name = parse(name)?;
-        if self.kept.as_ref().is_some_and(|kept| kept.name == name) {
+        if self.is_called(&name) {
             return Ok(format!("This is {name} already."));
         }
+        self.end()?;
         let lock = lock(self.store()?, &name)?;
-        let found = self.store()?.get(&name)?.ok_or_else(|| no_session(&name))?;
+        let found = self.store()?.get(&name).map_err(told)?.ok_or_else(|| no_session(&name))?;
         self.check_model(&name, &found)?;
         let said = format!("{name}: {} messages so far.", found.messages.len());
         self.kept = Some(Kept { name, created_unix_s: found.created_unix_s, _lock: lock });
@@ -179,9 +227,19 @@ impl Conversation {
         })
     }
 
+    fn is_called(&self, name: &SessionName) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.name == *name)
+    }
+
     /// A name that is not taken.
     fn new_name(&self, name: &str) -> anyhow::Result<SessionName> {
         let name = parse(name)?;
+        if self.is_called(&name) {
+            return Err(UsageError(format!(
+                "this is session {name} already, and it is kept; name another one"
+            ))
+            .into());
+        }
         if self.store()?.exists(&name) {
             return Err(UsageError(format!(
                 "there is a session {name} already; name another one, or remove it with \
@@ -197,7 +255,7 @@ impl Conversation {
             Some(scope) if scope.model != found.model_fingerprint => Err(UsageError(format!(
                 "session {name} was had with another model, {}; run that one, or begin a session \
                  of another name",
-                found.model_name
+                printable(&found.model_name)
             ))
             .into()),
             _ => Ok(()),
@@ -220,7 +278,7 @@ impl Conversation {
             created_unix_s,
             updated_unix_s: now(),
         };
-        Ok(store.put(name, &session)?)
+        store.put(name, &session).map_err(told)
     }
 }
 
@@ -238,8 +296,21 @@ pub(crate) fn no_session(name: &SessionName) -> UsageError {
 pub(crate) fn lock(store: &SessionStore, name: &SessionName) -> anyhow::Result<SessionLock> {
     store.lock(name).map_err(|error| match error {
         LockError::Busy { .. } => UsageError(error.to_string()).into(),
-        error => SessionError::from(error).into(),
+        error => told(error.into()),
     })
+}
+
+/// What went wrong with a session, in words for people: a file that is of no use is theirs to
+/// replace, and the system says in its words why one can't be read or written.
+pub(crate) fn told(error: SessionError) -> anyhow::Error {
+    match error {
+        SessionError::Io { path, source } => {
+            anyhow::Error::new(source).context(format!("can't read or write {}", path.display()))
+        }
+        SessionError::Lock(LockError::Io { name, path, source }) => anyhow::Error::new(source)
+            .context(format!("can't lock session {name} with {}", path.display())),
+        error => UsageError(printable(&error.to_string())).into(),
+    }
 }
 
 pub(crate) fn now() -> u64 {
