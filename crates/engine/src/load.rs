@@ -78,8 +78,12 @@ pub fn load(
         tracing::warn!("the memory budget is more than the {free_mib} MiB that are free now");
     }
     let fingerprint = match &options.kv {
-        Some(_) => attention::fingerprint(model, options, progress)?,
-        None => String::new(),
+        Some(kv) if kv.keeps_something() => {
+            // Reading the whole model is no way to find out that it does not fit.
+            make_plan(model, &surveyed, options, &[])?;
+            attention::fingerprint(model, options, progress)?
+        }
+        _ => String::new(),
     };
     let mut pinned = Vec::new();
     let mut options = options.clone();

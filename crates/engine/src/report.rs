@@ -90,6 +90,8 @@ pub struct RunStats {
     pub kv_restore_ms: f64,
     /// Time for computing the prompt's other tokens, in milliseconds; a part of `ttft_ms`.
     pub prompt_ms: f64,
+    /// Bytes per second of restoring, files and memory together; 0 if nothing was restored.
+    pub kv_restore_bytes_per_s: f64,
     /// Whether computing was expected to be faster than restoring.
     pub kv_declined: bool,
     /// What restoring was expected to take, in milliseconds; 0 if there was nothing to restore.
@@ -207,6 +209,11 @@ impl LoadSummary {
             kv_cold_tokens: kv.cold_tokens,
             kv_hot_tokens: kv.hot_tokens,
             kv_restore_ms: kv.restore_time.as_secs_f64() * 1e3,
+            kv_restore_bytes_per_s: if kv.restore_time.is_zero() {
+                0.0
+            } else {
+                (kv.read_bytes + kv.copied_bytes) as f64 / kv.restore_time.as_secs_f64()
+            },
             prompt_ms: answer.prompt_time.as_secs_f64() * 1e3,
             kv_declined: kv.declined,
             kv_expected_restore_ms: kv.expected_restore_s * 1e3,

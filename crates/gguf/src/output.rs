@@ -78,6 +78,12 @@ impl NewFile {
             }
             Err(TryLockError::Error(source)) => return Err(io_error(source)),
         }
+        // Who had it before may have published or removed it since it was opened here: then this is
+        // no longer the file of that name, and must not be emptied.
+        let opened = file.metadata().map_err(io_error)?;
+        if !fs::metadata(&partial).is_ok_and(|there| is_same_file(&there, &opened)) {
+            return Err(OutputError::Busy { path: path.to_owned() });
+        }
         let new = Self { file, partial, path: path.to_owned(), replace, is_published: false };
         new.file.set_len(0).map_err(io_error)?;
         Ok(new)

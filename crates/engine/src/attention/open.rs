@@ -18,8 +18,8 @@ use crate::options::{LoadError, LoadOptions, Progress, ReaderFactory};
 const UNUSED_SHARE: u64 = 4;
 const PENDING_MAX: u64 = 256 << 20;
 
-/// Opens the tiers of attention state for a model; `None` where its state can't be divided, or the
-/// folder can't be used, after a warning.
+/// Opens the tiers of attention state for a model; `None` where there are none, and, after a
+/// warning, where its state can't be divided or the folder can't be used.
 pub(crate) fn open(
     context: &mut Context,
     model: &gguf::Model,
@@ -28,7 +28,7 @@ pub(crate) fn open(
     options: &LoadOptions,
     fingerprint: &str,
 ) -> Option<Attention> {
-    let kv = options.kv.as_ref()?;
+    let kv = options.kv.as_ref().filter(|kv| kv.keeps_something())?;
     let sizes = Sizes::of(model, options, kv);
     let fields = scope_fields(model, fingerprint.to_owned(), options, plan.n_ctx, &kv.tenant);
     // What a micro-batch computes at once can wait to be written as long as nobody else needs the

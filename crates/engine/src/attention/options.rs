@@ -65,6 +65,13 @@ impl Default for KvOptions {
     }
 }
 
+impl KvOptions {
+    /// Whether there is a tier at all.
+    pub(crate) fn keeps_something(&self) -> bool {
+        self.cold_dir.is_some() || self.hot.is_some()
+    }
+}
+
 /// A limit of the hot tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HotLimit {
