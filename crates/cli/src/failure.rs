@@ -156,6 +156,13 @@ pub(crate) fn sentence(error: &anyhow::Error) -> String {
     if let Some(sentence) = error.downcast_ref::<LoadError>().and_then(budget_sentence) {
         return sentence;
     }
+    if let Some(LoadError::Plan(PlanError::QuantizedValuesNeedFlashAttention)) =
+        error.downcast_ref()
+    {
+        return "values of another type than f16 need flash attention; use --flash-attention on, or \
+                --kv-type-v f16"
+            .to_owned();
+    }
     // Only writing to standard output fails without a context.
     if let Some(error) = error.chain().next().and_then(|e| e.downcast_ref::<std::io::Error>()) {
         return format!("can't write to standard output: {}", reason(error));
@@ -202,7 +209,7 @@ fn budget_sentence(error: &LoadError) -> Option<String> {
         }
         _ => return None,
     };
-    let smaller = if option == "memory" { ", or a smaller --ctx" } else { "" };
+    let smaller = if option == "memory" { ", or a smaller --ctx or --hot-cache" } else { "" };
     Some(format!(
         "{} is too small for {what}; use --{option} {} or more{smaller}",
         size::show(*budget_bytes),

@@ -37,6 +37,20 @@ pub enum EngineEvent {
         /// Told the tokens, and whether they spell exactly this text.
         reply: Sender<(Vec<Token>, bool)>,
     },
+    /// Say whether tokens can be what a text was turned into.
+    CouldBe {
+        /// The tokens.
+        tokens: Vec<Token>,
+        /// The text.
+        text: String,
+        /// Told.
+        reply: Sender<bool>,
+    },
+    /// Go on with somebody else's attention state.
+    Tenant {
+        /// Whose.
+        tenant: String,
+    },
     /// Wait until attention state is written, and say what the tiers did.
     Settle {
         /// At most so long.
@@ -126,6 +140,24 @@ impl Engine {
     /// What the names of this model's attention state are made of; `None` if it is not kept.
     pub fn kv_fields(&self) -> Option<&ScopeFields> {
         self.kv_fields.as_ref()
+    }
+
+    /// Whether tokens from elsewhere can be what `text` was turned into.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn could_be(&self, tokens: Vec<Token>, text: String) -> Result<bool, EngineGone> {
+        let (reply, answer) = channel();
+        self.send(EngineEvent::CouldBe { tokens, text, reply })?;
+        answer.recv().map_err(|_| EngineGone)
+    }
+
+    /// Keeps attention state apart from what was kept before: nothing is shared with other tenants.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn set_tenant(&self, tenant: &str) -> Result<(), EngineGone> {
+        self.send(EngineEvent::Tenant { tenant: tenant.to_owned() })
     }
 
     /// Waits until attention state is written, at most so long. `None` if there are no tiers.
@@ -219,6 +251,11 @@ fn next(sequence: &mut Sequence, events: &Receiver<EngineEvent>) -> Option<Engin
 fn run(mut sequence: Sequence, events: &Receiver<EngineEvent>) {
     while let Some(event) = next(&mut sequence, events) {
         match event {
+            EngineEvent::CouldBe { tokens, text, reply } => {
+                let vocab = sequence.context().model().vocab();
+                let _ = reply.send(vocab.could_be(&tokens, text.as_bytes()));
+            }
+            EngineEvent::Tenant { tenant } => sequence.set_tenant(&tenant),
             EngineEvent::Settle { at_most, reply } => {
                 let _ = reply.send(sequence.settle(at_most));
             }

@@ -335,6 +335,20 @@ impl Sequence {
         }
     }
 
+    /// Goes on with somebody else's attention state; what is in the context is forgotten.
+    pub(crate) fn set_tenant(&mut self, tenant: &str) {
+        let is_other = self.attention.as_ref().is_some_and(|a| a.fields().tenant != tenant);
+        if !is_other {
+            return;
+        }
+        if !self.context.is_released() {
+            self.clear();
+        }
+        if let Some(attention) = &mut self.attention {
+            attention.set_tenant(tenant);
+        }
+    }
+
     /// Waits until what is kept of the attention state is written.
     pub(crate) fn settle(&mut self, at_most: Duration) -> Option<Settled> {
         let attention = self.attention.as_mut()?;

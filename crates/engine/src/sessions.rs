@@ -125,6 +125,10 @@ pub fn pack_session(
                 return None;
             }
         };
+        // A block that goes on elsewhere would tell what was said there.
+        if (fetched.used_tokens as usize) < fetched.tokens().len() {
+            return None;
+        }
         tokens += fetched.tokens().len();
         let block = Block {
             key: fetched.key,
@@ -136,7 +140,7 @@ pub fn pack_session(
         Some(io::Result::Ok(encode(&block)))
     });
     let summary = write_portable(out, session, blocks)?;
-    Ok(Packed { tokens: tokens.min(found.tokens), bytes: summary.bytes })
+    Ok(Packed { tokens, bytes: summary.bytes })
 }
 
 /// Reads a session and its attention state. The state is used by this conversation alone: nobody

@@ -18,9 +18,17 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// Of a text whose tokens are known.
-    pub fn new(text: String, tokens: Vec<Token>) -> Transcript {
-        Transcript { text, tokens }
+    /// Of a text and tokens that come from elsewhere: nothing if they don't say the same.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn checked(
+        engine: &Engine,
+        text: String,
+        tokens: Vec<Token>,
+    ) -> Result<Transcript, EngineGone> {
+        let is_sound = !text.is_empty() && engine.could_be(tokens.clone(), text.clone())?;
+        Ok(if is_sound { Transcript { text, tokens } } else { Transcript::default() })
     }
 
     /// The text, as the chat template rendered it.
@@ -46,6 +54,11 @@ impl Transcript {
             return Ok([self.tokens.as_slice(), &new].concat());
         }
         engine.tokenize(text, true)
+    }
+
+    /// Of a prompt that is not answered yet.
+    pub fn of_prompt(text: String, prompt: Vec<Token>) -> Transcript {
+        Transcript { text, tokens: prompt }
     }
 
     /// What was said after a prompt was answered.

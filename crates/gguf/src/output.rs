@@ -5,8 +5,10 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Room that is left free on the disk, in bytes.
-const SPARE_BYTES: u64 = 64 << 20;
+/// Room that is left free on the disk, in bytes: as much again for a small file, and for a large one
+/// at most so much.
+const SPARE_BYTES_MIN: u64 = 1 << 20;
+const SPARE_BYTES_MAX: u64 = 64 << 20;
 
 /// Why a file can't be written.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +60,7 @@ impl NewFile {
         check_target(path, replace, sources)?;
         let io_error = |source| OutputError::Io { path: path.to_owned(), source };
         let free_bytes = free_bytes(folder_of(path)).map_err(io_error)?;
-        let needed_bytes = bytes.saturating_add(SPARE_BYTES);
+        let needed_bytes = bytes.saturating_add(bytes.clamp(SPARE_BYTES_MIN, SPARE_BYTES_MAX));
         if free_bytes < needed_bytes {
             return Err(OutputError::DiskFull { path: path.to_owned(), needed_bytes, free_bytes });
         }

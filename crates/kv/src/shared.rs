@@ -155,7 +155,7 @@ impl Shared {
     /// Removes a file that is damaged, whoever holds it.
     pub(crate) fn remove_damaged(&self, id: BlockId, from: u32) {
         let path = self.path(id, from);
-        tracing::warn!(path = %path.display(), "removing a damaged block of the cache");
+        tracing::debug!(path = %path.display(), "removing a damaged block of the cache");
         // While the index has it, nobody writes another one in its place.
         let removed = self.disk.remove(&path);
         let mut inner = self.lock();

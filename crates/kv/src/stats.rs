@@ -71,6 +71,14 @@ pub(crate) fn advice(dir: &Path, error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             format!("writing to {dir} is not allowed; change its permissions or choose another")
         }
-        _ => format!("can't write to {dir}: {error}; check the drive"),
+        _ => format!("can't write to {dir}: {}; check the drive", reason(error)),
     }
+}
+
+/// What the system said, without its number.
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split_once(" (os error ").map_or(text.as_str(), |(text, _)| text);
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::memory::MemBlock;
 use crate::name::BlockId;
 use crate::shared::{Queued, Shared, WEAR_RESERVED_BYTES};
-use crate::stats::{Health, StoreStats};
+use crate::stats::{Health, StoreStats, reason};
 use crate::writer;
 use crate::{Block, BlockKey};
 
@@ -57,7 +57,7 @@ pub struct ColdConfig {
 #[non_exhaustive]
 pub enum OpenError {
     /// The folder can't be made or listed.
-    #[error("can't use the folder {}: {source}; choose another", dir.display())]
+    #[error("can't use the folder {}: {}; choose another", dir.display(), reason(source))]
     Dir {
         /// The folder.
         dir: PathBuf,

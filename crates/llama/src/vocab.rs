@@ -89,6 +89,22 @@ impl Vocab<'_> {
         rest.is_empty()
     }
 
+    /// Whether tokens can be what a text was turned into: the vocabulary has all of them, and they
+    /// stand for the text, but for a beginning-of-text token and for spaces, which some tokenizers
+    /// add.
+    pub fn could_be(&self, tokens: &[Token], text: &[u8]) -> bool {
+        let n_tokens = self.n_tokens();
+        let is_known = |token: &Token| usize::try_from(*token).is_ok_and(|id| id < n_tokens);
+        if !tokens.iter().all(is_known) {
+            return false;
+        }
+        // SAFETY: the vocabulary lives as long as the model.
+        let bos = unsafe { sys::llama_vocab_bos(self.ptr) };
+        let tokens = tokens.strip_prefix(&[bos]).unwrap_or(tokens);
+        let said = tokens.iter().flat_map(|&token| self.piece(token, true));
+        said.filter(|byte| *byte != b' ').eq(text.iter().copied().filter(|byte| *byte != b' '))
+    }
+
     /// Whether the token ends a generation (end of text, end of turn).
     pub fn is_end_of_generation(&self, token: Token) -> bool {
         // SAFETY: as in `n_tokens`.

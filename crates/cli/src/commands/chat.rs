@@ -123,7 +123,7 @@ fn talk(
                 continue;
             }
             Input::Load(name) => {
-                report(conversation.load(&name));
+                report(conversation.load(&name, running.engine));
                 continue;
             }
             Input::Fork(name) => {

@@ -1,17 +1,20 @@
 //! A conversation, and the session that it is kept in.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hypura_engine::kv::{
     LockError, ScopeFields, Session, SessionError, SessionLock, SessionMessage, SessionName,
     SessionStore,
 };
 use hypura_engine::llama::Token;
-use hypura_engine::{Finish, Generated, Message, Transcript};
+use hypura_engine::{Engine, Finish, Generated, Message, Transcript};
 
 use crate::args::RunArgs;
 use crate::commands::session::printable;
 use crate::failure::UsageError;
+
+/// How often an answer is kept while it is given.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// The folder of sessions, and the session that was asked for.
 pub(crate) struct Sessions {
@@ -39,6 +42,8 @@ pub(crate) struct Conversation {
     model: String,
     /// What was said last is not in its file.
     is_unkept: bool,
+    /// When the answer that is being given was kept last.
+    kept_at: Option<Instant>,
 }
 
 /// An answer was given, but its session could not be written.
@@ -99,9 +104,10 @@ impl Conversation {
     pub(crate) fn begin(
         opening: Vec<Message>,
         sessions: Option<Sessions>,
-        scope: Option<&ScopeFields>,
+        engine: &Engine,
         model: String,
     ) -> anyhow::Result<Conversation> {
+        let scope = engine.kv_fields();
         let mut conversation = Conversation {
             messages: opening,
             transcript: Transcript::default(),
@@ -110,6 +116,7 @@ impl Conversation {
             scope: scope.cloned(),
             model,
             is_unkept: false,
+            kept_at: None,
         };
         let Some(Sessions { store, asked, found }) = sessions else { return Ok(conversation) };
         if asked.is_some() && scope.is_none() {
@@ -126,7 +133,7 @@ impl Conversation {
                 if !conversation.messages.is_empty() {
                     tracing::warn!("--system is ignored, as session {} has begun", kept.name);
                 }
-                conversation.take(found);
+                conversation.take(found, engine)?;
             }
         }
         conversation.store = Some(store);
@@ -145,6 +152,7 @@ impl Conversation {
         prompt: Vec<Token>,
         answer: &Generated,
     ) -> anyhow::Result<()> {
+        self.kept_at = None;
         self.messages.push(Message::new("assistant", answer.text.clone()));
         self.transcript = Transcript::after(text.to_owned(), prompt, answer);
         // What was stopped before it was answered was not said.
@@ -199,7 +207,7 @@ impl Conversation {
     }
 
     /// Goes on with another session.
-    pub(crate) fn load(&mut self, name: &str) -> anyhow::Result<String> {
+    pub(crate) fn load(&mut self, name: &str, engine: &Engine) -> anyhow::Result<String> {
         let name = parse(name)?;
         if self.is_called(&name) {
             return Ok(format!("This is {name} already."));
@@ -210,14 +218,38 @@ impl Conversation {
         self.check_model(&name, &found)?;
         let said = format!("{name}: {} messages so far.", found.messages.len());
         self.kept = Some(Kept { name, created_unix_s: found.created_unix_s, _lock: lock });
-        self.take(found);
+        self.take(found, engine)?;
         Ok(said)
     }
 
-    fn take(&mut self, found: Session) {
+    fn take(&mut self, found: Session, engine: &Engine) -> anyhow::Result<()> {
+        // What came from elsewhere is kept apart.
+        engine.set_tenant(&found.scope.tenant)?;
+        if let Some(scope) = &mut self.scope {
+            scope.tenant = found.scope.tenant;
+        }
         let message = |m: SessionMessage| Message::new(&m.role, m.content);
         self.messages = found.messages.into_iter().map(message).collect();
-        self.transcript = Transcript::new(found.text, found.tokens);
+        self.transcript = Transcript::checked(engine, found.text, found.tokens)?;
+        Ok(())
+    }
+
+    /// While an answer is given, what there is of it survives whatever happens, as if it had been
+    /// stopped there. Not oftener than every `KEEP_EVERY`; an error waits for the end of the answer.
+    pub(crate) fn in_progress(&mut self, text: &str, prompt: &[Token], so_far: &str) {
+        if self.kept.is_none() || self.kept_at.is_some_and(|at| at.elapsed() < KEEP_EVERY) {
+            return;
+        }
+        self.kept_at = Some(Instant::now());
+        let before = std::mem::replace(
+            &mut self.transcript,
+            Transcript::of_prompt(text.to_owned(), prompt.to_vec()),
+        );
+        self.messages.push(Message::new("assistant", so_far));
+        // It is told at the end, when it fails again.
+        let _ = self.keep();
+        self.messages.pop();
+        self.transcript = before;
     }
 
     fn store(&self) -> anyhow::Result<&SessionStore> {

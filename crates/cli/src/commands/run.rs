@@ -190,7 +190,7 @@ impl Running<'_> {
     fn conversation(&self, sessions: Option<Sessions>) -> anyhow::Result<Conversation> {
         let opening = self.args.system.iter().map(|text| Message::new("system", text)).collect();
         let model = crate::commands::model_name(&self.args.model.model);
-        Conversation::begin(opening, sessions, self.engine.kv_fields(), model)
+        Conversation::begin(opening, sessions, self.engine, model)
     }
 
     /// Waits until attention state is written.
@@ -222,12 +222,15 @@ impl Running<'_> {
         let mut bar = Bar::new("reading the prompt");
         let mut out = TextOut::new();
         let mut broken = None;
+        let mut said = String::new();
         let result = self.engine.generate(request, |update| match update {
             Update::Prompt { done, total } => bar.update(done as u64, total as u64),
-            Update::Text(text) => {
+            Update::Text(piece) => {
                 bar.finish();
+                said.push_str(&piece);
+                conversation.in_progress(text, &prompt, &said);
                 if broken.is_none()
-                    && let Err(error) = out.write(&text)
+                    && let Err(error) = out.write(&piece)
                 {
                     self.engine.abort_flag().store(true, std::sync::atomic::Ordering::SeqCst);
                     broken = Some(error);
@@ -269,10 +272,13 @@ impl Running<'_> {
             return error.into();
         };
         let is_model_limit = u32::try_from(n_ctx).is_ok_and(|n| n < self.args.model.ctx_tokens());
-        let advice = if is_model_limit {
-            "the model was trained for no more, so shorten it"
-        } else {
-            "shorten it or raise --ctx"
+        let advice = match (is_model_limit, &self.args.session) {
+            (true, Some(_)) => {
+                "the model was trained for no more, so begin a session of another name"
+            }
+            (true, None) => "the model was trained for no more, so shorten it",
+            (false, Some(_)) => "raise --ctx or begin a session of another name",
+            (false, None) => "shorten it or raise --ctx",
         };
         UsageError(format!(
             "the prompt has {prompt_tokens} tokens, but the context holds {n_ctx}; {advice}"

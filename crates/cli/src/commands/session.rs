@@ -1,13 +1,13 @@
 //! `hypura session`: conversations that were kept.
 
 use std::fs::{File, Permissions};
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{BufReader, BufWriter, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
 use hypura_engine::gguf::output::{NewFile, OutputError};
-use hypura_engine::kv::{PortableError, Session, SessionStore, SessionSummary};
+use hypura_engine::kv::{PortableError, PortableReader, Session, SessionStore, SessionSummary};
 use hypura_engine::{KvOptions, SessionFileError, fingerprint_of, pack_session, unpack_session};
 use serde_json::json;
 
@@ -182,6 +182,9 @@ fn load(
         return Err(can_not_read("it is a folder").into());
     }
     let input = File::open(file).map_err(|error| can_not_read(&crate::failure::reason(&error)))?;
+    // Before a large model is read for nothing.
+    PortableReader::open(BufReader::new(&input)).map_err(|error| of_no_use(error.into(), file))?;
+    (&input).rewind().with_context(|| format!("can't read {}", file.display()))?;
     let options = kv_options(args);
     let interrupt = Interrupt::install()?;
     let mut bar = Bar::new("reading the model");

@@ -1,6 +1,8 @@
 //! Running the program as a user does.
 #![allow(unreachable_pub, dead_code)] // each test binary has this module for itself
 
+pub mod bench;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

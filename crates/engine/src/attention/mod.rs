@@ -178,6 +178,13 @@ impl Attention {
         self.progress.tail = last.filter(is_tail).map(|block| (block.key, tokens.len()));
     }
 
+    /// From now on it is somebody else's state, of which nothing is in the context.
+    pub(crate) fn set_tenant(&mut self, tenant: &str) {
+        tenant.clone_into(&mut self.fields.tenant);
+        self.scope = Scope::new(&self.fields);
+        self.cleared();
+    }
+
     /// Everything was forgotten.
     pub(crate) fn cleared(&mut self) {
         self.progress = Progress::new(&self.scope);

@@ -41,6 +41,12 @@ pub(crate) fn open(
         .ok()?;
     let machine = &surveyed.machine;
     let rates = Rates::new(plan.speed.prompt_tokens_per_s, machine.stream_bytes_per_s());
+    if kv.cold_dir.is_some() && Store::payload_bytes_max(kv.cold_bytes_max) < sizes.block_bytes {
+        tracing::warn!(
+            "the cold cache is smaller than a block of this model, {} KiB; little is kept there",
+            sizes.block_bytes.div_ceil(1024)
+        );
+    }
     Attention::new(context, store, fields, sizes, kv.clone(), rates)
         .inspect_err(|error| tracing::warn!("attention state is not kept: {error}"))
         .ok()
