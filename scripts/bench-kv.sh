@@ -16,7 +16,7 @@ home=$(mktemp -d "${TMPDIR:-/var/tmp}/hypura-bench.XXXXXX")
 trap 'rm -rf "$home"' EXIT
 export HYPURA_HOME=$home
 ctx=$(((tokens + 137 + 256 + 255) / 256 * 256))
-common=(-t 0 --ignore-eos --layout plain --ctx "$ctx" -q "$@")
+common=(-t 0 --ignore-eos --ctx "$ctx" -q "$@")
 
 words() { # N words, the same every time
     awk -v n="$1" -v seed="$2" 'BEGIN { srand(seed); split("the sea was calm and a small boat went out to find what nobody had seen before", w, " ");
@@ -44,7 +44,7 @@ echo "== first query, with tiers and without, in turn"
 for round in 1 2 3; do
     for kv in on off; do
         rm -rf "$home/cache/kv"
-        run first.json --kv-cache $kv -n 32 -p "$(words $((n / 8)) $round)"
+        run first.json --kv-cache $kv -n 32 -p "$(words $((n / 16)) $round)"
         printf '  %-3s prompt %8.2f tokens/s, answer %7.2f tokens/s\n' $kv \
             "$(field "$home/first.json" prompt_tokens_per_s)" "$(field "$home/first.json" decode_tokens_per_s)"
     done
@@ -54,7 +54,7 @@ echo "== the conversation"
 rm -rf "$home/cache/kv"
 run one.json --session talk -n 137 -p "$(words "$n" 2)"
 show "$home/one.json" mode load_ms prompt_tokens prompt_tokens_per_s ttft_ms decode_tokens_per_s \
-    kv_written_bytes kv_unwritten_blocks peak_rss_bytes budget_bytes
+    kv_export_ms kv_written_bytes kv_unwritten_blocks peak_rss_bytes budget_bytes
 
 echo "== follow-up after a restart"
 drop
@@ -74,13 +74,14 @@ show "$home/hot.json" kv_hot_tokens kv_cold_tokens kv_restore_ms kv_restore_byte
 echo "== resident size of the idle chat, 10 s after an answer"
 for hot in "" 1024; do
     mkfifo "$home/in"
-    "$hypura" run "$model" "${common[@]}" --session talk -i -n 4 ${hot:+--hot-cache $hot} <"$home/in" >>"$home/text" 2>>"$home/text" &
+    rm -f "$home/idle.json"
+    "$hypura" run "$model" "${common[@]}" --session talk -i -n 4 --stats-json "$home/idle.json" \
+        ${hot:+--hot-cache $hot} <"$home/in" >>"$home/text" 2>&1 &
     pid=$!
     exec 3>"$home/in"
     echo "go on" >&3
-    before=$(wc -c <"$home/text")
-    while [ "$(wc -c <"$home/text")" -le "$((before + 2))" ]; do sleep 0.5; done
-    sleep 12
+    while [ ! -s "$home/idle.json" ]; do sleep 0.5; done
+    sleep 10
     printf '  %-22s %s\n' "${hot:+--hot-cache }${hot:-without}" "$(grep VmRSS /proc/$pid/status)"
     exec 3>&-
     wait $pid

@@ -259,6 +259,7 @@ impl Sequence {
         let (text, tokens) = answer.finish();
         let decode_time = first.map_or(Duration::ZERO, |at| at.elapsed());
         if let Some(attention) = &mut self.attention {
+            kv.export_time = attention.export_time();
             attention.turn_ended(&mut self.context, &self.tokens);
         }
         Ok(Generated {

@@ -100,6 +100,9 @@ pub struct RunStats {
     pub kv_expected_compute_ms: f64,
     /// Blocks of attention state that were missing or damaged when they were read.
     pub kv_lost_blocks: usize,
+    /// Time that prompt and answer waited while their state was taken out of the context, in
+    /// milliseconds.
+    pub kv_export_ms: f64,
     /// Bytes of attention state read from the cold tier.
     pub kv_read_bytes: u64,
     /// Bytes of attention state written to the cold tier since the model was loaded.
@@ -219,6 +222,7 @@ impl LoadSummary {
             kv_expected_restore_ms: kv.expected_restore_s * 1e3,
             kv_expected_compute_ms: kv.expected_compute_s * 1e3,
             kv_lost_blocks: kv.lost_blocks,
+            kv_export_ms: kv.export_time.as_secs_f64() * 1e3,
             kv_read_bytes: kv.read_bytes,
             kv_written_bytes: tiers.bytes_written,
             kv_unwritten_blocks: tiers.blocks_dropped + tiers.blocks_refused,

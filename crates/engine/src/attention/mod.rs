@@ -61,6 +61,7 @@ pub(crate) struct Attention {
     /// When the turn began, and how long it has waited for the drive.
     turn: Instant,
     waited: Duration,
+    export_time: Duration,
     /// Whether something went wrong that will again: nothing is written or read any more.
     failed: bool,
 }
@@ -118,6 +119,7 @@ impl Attention {
             rates,
             turn: Instant::now(),
             waited: Duration::ZERO,
+            export_time: Duration::ZERO,
             failed: false,
         })
     }
@@ -192,6 +194,12 @@ impl Attention {
 
     /// Tokens of a prompt were computed.
     pub(crate) fn prompt_grew(&mut self, context: &mut Context, tokens: &[Token]) {
+        let begin = Instant::now();
+        self.prompt_grew_by(context, tokens);
+        self.export_time += begin.elapsed();
+    }
+
+    fn prompt_grew_by(&mut self, context: &mut Context, tokens: &[Token]) {
         self.write_full(context, tokens);
         let grown = tokens.len().saturating_sub(self.progress.checkpoint_at);
         let enough = CHECKPOINT_TOKENS_MIN.max(tokens.len() / CHECKPOINT_SHARE);
@@ -202,11 +210,18 @@ impl Attention {
 
     /// A token of an answer was computed.
     pub(crate) fn answer_grew(&mut self, context: &mut Context, tokens: &[Token]) {
+        let begin = Instant::now();
         self.write_full(context, tokens);
         let every = if self.shape.needs_checkpoint() { CHECKPOINT_EVERY } else { TAIL_EVERY };
         if self.progress.written_at.elapsed() >= every {
             self.write_end(context, tokens);
         }
+        self.export_time += begin.elapsed();
+    }
+
+    /// Time that the present turn gave to taking state out of the context, waiting included.
+    pub(crate) fn export_time(&self) -> Duration {
+        self.export_time
     }
 
     /// A turn ends, or a prompt does where state can't be cut: all of it is written.
@@ -302,6 +317,7 @@ impl Attention {
     pub(crate) fn turn_begins(&mut self) {
         self.turn = Instant::now();
         self.waited = Duration::ZERO;
+        self.export_time = Duration::ZERO;
     }
 
     /// Writes what is not in full blocks, and a checkpoint where one is needed.

@@ -38,6 +38,8 @@ pub struct KvUse {
     pub expected_compute_s: f64,
     /// Blocks that were missing or damaged when they were read.
     pub lost_blocks: usize,
+    /// Time that prompt and answer waited while their state was taken out of the context.
+    pub export_time: Duration,
 }
 
 /// What a restoration left in the context.
