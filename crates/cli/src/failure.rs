@@ -209,7 +209,7 @@ fn budget_sentence(error: &LoadError) -> Option<String> {
         }
         _ => return None,
     };
-    let smaller = if option == "memory" { ", or a smaller --ctx or --hot-cache" } else { "" };
+    let smaller = if option == "memory" { ", or a smaller --ctx" } else { "" };
     Some(format!(
         "{} is too small for {what}; use --{option} {} or more{smaller}",
         size::show(*budget_bytes),

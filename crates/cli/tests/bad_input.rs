@@ -119,7 +119,7 @@ fn a_limit_of_the_model_is_told_from_one_that_was_asked_for() {
     let run = |ctx| sandbox.run(&["run", "m.gguf", "--threads", "1", "-p", &text, "--ctx", ctx]);
     run("512").assert_fails(2, &["context holds 512", "raise --ctx"], "a small context");
     let outcome = run("1000000");
-    assert!(outcome.stderr.contains("warning: --ctx 1000000 is cut to the 4096"), "{outcome:?}");
+    assert!(outcome.stderr.contains("warning: --ctx 1000000 is cut to the 8192"), "{outcome:?}");
     assert!(outcome.stderr.contains("so shorten it"), "{outcome:?}");
     assert_eq!(outcome.code, Some(2));
 }

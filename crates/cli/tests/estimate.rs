@@ -35,7 +35,8 @@ fn routing_is_assumed_or_replayed() {
     assert!(sentences(&assumed).contains("as no routing was recorded"), "{assumed}");
     assert!(assumed["first_speed"].is_null(), "{assumed}");
 
-    let record = ["run", model, "-p", "The old man", "--raw", "-n", "48", "--ignore-eos", "-q"];
+    let record =
+        ["run", model, "-p", "The old man", "--raw", "-t", "0", "-n", "96", "--ignore-eos", "-q"];
     let outcome = sandbox.run(&[&record[..], &BUDGET, &["--trace", "a", "--trace", "a"]].concat());
     outcome.assert_fails(2, &["--trace"], "one recording per run");
     let outcome = sandbox.run(&[&record[..], &BUDGET, &["--trace", "a"]].concat());

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hypura_engine::{
-    ChatTemplate, Engine, Finish, GenerateError, GenerateRequest, Generated, LoadSummary, Message,
-    Settled, Update, io, llama, plan, reader,
+    ChatTemplate, Engine, Finish, GenerateError, GenerateRequest, Generated, LoadError,
+    LoadSummary, Message, Settled, Update, io, llama, plan, reader,
 };
 
 use crate::args::{BaselineArg, RunArgs};
 use crate::commands::conversation::{Conversation, Sessions};
 use crate::commands::lines::Lines;
 use crate::commands::{chat, check_threads, model_path};
-use crate::failure::{Interrupted, UsageError, reason};
+use crate::failure::{Interrupted, UsageError, reason, sentence};
 use crate::interrupt::Interrupt;
 use crate::output::{TextOut, say};
 use crate::progress::Bar;
@@ -65,7 +65,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         tenant.clone_into(&mut kv.tenant);
     }
     let loaded = match args.baseline {
-        None => hypura_engine::load(&path, &options, &mut progress)?,
+        None => hypura_engine::load(&path, &options, &mut progress)
+            .map_err(|error| with_hot_cache(error, args))?,
         Some(source) => {
             let source = match source {
                 BaselineArg::Read => llama::plain::Source::Read,
@@ -131,6 +132,19 @@ fn read_stdin() -> anyhow::Result<String> {
     }
     String::from_utf8(bytes)
         .map_err(|_| UsageError("the prompt is not UTF-8 text; convert it first".into()).into())
+}
+
+/// A budget may be too small because of what was asked to stay in memory.
+fn with_hot_cache(error: LoadError, args: &RunArgs) -> anyhow::Error {
+    let is_budget = matches!(
+        error,
+        LoadError::Plan(plan::PlanError::BudgetTooSmall { .. }) | LoadError::BudgetTooSmall { .. }
+    );
+    let error = error.into();
+    if is_budget && args.model.kv.hot_cache.is_some() {
+        return UsageError(format!("{}, or a smaller --hot-cache", sentence(&error))).into();
+    }
+    error
 }
 
 /// A file that can't be written is better found out before an hour of work than after. Leaves

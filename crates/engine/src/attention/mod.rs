@@ -283,7 +283,10 @@ impl Attention {
     /// until there is.
     fn write_full(&mut self, context: &mut Context, tokens: &[Token]) {
         let size = self.sizes.block_tokens;
-        while !self.failed && self.progress.solid() + size <= tokens.len() && self.has_room() {
+        while !self.failed && self.progress.solid() + size <= tokens.len() {
+            if !self.has_room(self.sizes.block_bytes) {
+                break;
+            }
             let from = self.progress.solid();
             let mut chain = self.progress.chain.clone();
             let parent = chain.node();
@@ -298,9 +301,9 @@ impl Attention {
         }
     }
 
-    /// Whether a block may be written now. Waits a little where that keeps a long prompt's blocks
+    /// Whether so many bytes may be written now. Waits a little where that keeps a long prompt's blocks
     /// from piling up, and longer where they could not be written later.
-    fn has_room(&mut self) -> bool {
+    fn has_room(&mut self, bytes: u64) -> bool {
         let must = self.is_windowed || self.shape.needs_checkpoint();
         let at_most = if must {
             FORGETFUL_WAIT_MAX
@@ -308,7 +311,7 @@ impl Attention {
             (self.turn.elapsed() / WAIT_SHARE).saturating_sub(self.waited)
         };
         let begin = Instant::now();
-        let has_room = self.store.wait_for_room(self.sizes.block_bytes, at_most);
+        let has_room = self.store.wait_for_room(bytes, at_most);
         self.waited += begin.elapsed();
         has_room || must
     }
@@ -324,8 +327,9 @@ impl Attention {
     fn write_end(&mut self, context: &mut Context, tokens: &[Token]) {
         self.progress.written_at = Instant::now();
         let from = self.progress.solid();
-        if tokens.len() - from >= self.sizes.block_tokens {
-            // Full blocks come first, when there is room for them.
+        // Full blocks come first, and none is dropped for what can wait.
+        let has_full = tokens.len() - from >= self.sizes.block_tokens;
+        if has_full || !self.has_room(self.sizes.block_bytes) {
             return;
         }
         let mut chain = self.progress.chain.clone();
@@ -349,6 +353,9 @@ impl Attention {
         let node = chain.node();
         let key = BlockKey { parent: node, node, kind: BlockKind::Checkpoint, n_tokens: 0 };
         if self.store.state(&key) != State::Miss {
+            return;
+        }
+        if !self.has_room(self.sizes.checkpoint_bytes) {
             return;
         }
         let mut payload = Vec::new();
