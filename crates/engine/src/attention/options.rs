@@ -16,8 +16,6 @@ const BLOCK_TOKENS_MAX: u64 = 256;
 /// Bytes of a block at most, as long as it holds a token. Each block that is under way is memory
 /// that weights could have, and drives reach their bandwidth with less.
 const BLOCK_BYTES_MAX: u64 = 5 << 19;
-/// A small budget makes short blocks: those under way take no more than one part in this many.
-const UNDER_WAY_SHARE: u64 = 100;
 /// Blocks that wait to be written, or are being read, at most.
 pub(crate) const BLOCKS_UNDER_WAY: u64 = 4;
 
@@ -108,9 +106,7 @@ impl Sizes {
         // What a window has moved past is not written: a block has to lie within one. Powers of two
         // divide the chunks of models that have chunks for windows.
         let window = hparams.sliding_window.map_or(u64::MAX, |window| u64::from(window).max(1));
-        let budget_bytes = options.memory_bytes.unwrap_or(u64::MAX);
-        let block_bytes = BLOCK_BYTES_MAX.min(budget_bytes / UNDER_WAY_SHARE / BLOCKS_UNDER_WAY);
-        let fitting = (block_bytes / token_bytes).clamp(1, BLOCK_TOKENS_MAX);
+        let fitting = (BLOCK_BYTES_MAX / token_bytes).clamp(1, BLOCK_TOKENS_MAX);
         let wanted = kv.block_tokens.map_or(fitting, |n| u64::from(n).clamp(1, BLOCK_TOKENS_MAX));
         let block_tokens = 1_u64 << wanted.min(window).ilog2();
         // Positions, headers and the like.
@@ -199,16 +195,11 @@ mod tests {
     use super::*;
 
     fn sizes(name: &str, kv: &KvOptions) -> Sizes {
-        sizes_within(name, kv, None)
-    }
-
-    fn sizes_within(name: &str, kv: &KvOptions, memory_bytes: Option<u64>) -> Sizes {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.gguf");
         let recipe = tiny::find(name).unwrap();
         recipe.model(recipe.default_mix, 1).unwrap().write(&path).unwrap();
-        let options = LoadOptions { memory_bytes, ..LoadOptions::default() };
-        Sizes::of(&gguf::Model::open(&path).unwrap(), &options, kv)
+        Sizes::of(&gguf::Model::open(&path).unwrap(), &LoadOptions::default(), kv)
     }
 
     #[test]
@@ -221,8 +212,6 @@ mod tests {
         assert!(sizes("qwen3next", &kv).checkpoint_bytes > 0);
         let small = KvOptions { block_tokens: Some(100), ..kv.clone() };
         assert_eq!(sizes("llama", &small).block_tokens, 64, "a power of two");
-        let tight = sizes_within("llama", &kv, Some(64 << 20));
-        assert!(tight.under_way_bytes() < (64 << 20) / 80, "{tight:?}");
         let hot = KvOptions { hot: Some(HotLimit::Tokens(1000)), ..kv };
         let with_hot = sizes("llama", &hot);
         assert_eq!(with_hot.hot_bytes, 1000 * (with_hot.token_bytes + 64));
