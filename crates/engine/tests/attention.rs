@@ -72,6 +72,19 @@ fn follow_up(prompt: &[i32], answer: &Generated) -> Vec<i32> {
     [prompt, &answer.tokens, &forced_tokens(9, NEXT, VOCABULARY)].concat()
 }
 
+/// A conversation that nothing happens to: the first answer, what is said next, the second answer.
+fn undisturbed(
+    path: &Path,
+    options: &LoadOptions,
+    prompt: &[i32],
+) -> (Generated, Vec<i32>, Generated) {
+    let engine = start(path, options);
+    let first = generate(&engine, prompt, ANSWER);
+    let next = follow_up(prompt, &first);
+    let expected = generate(&engine, &next, ANSWER);
+    (first, next, expected)
+}
+
 #[track_caller]
 fn assert_same(got: &Generated, expected: &Generated, what: &str) {
     assert_eq!(got.tokens, expected.tokens, "{what}");
@@ -164,11 +177,7 @@ fn weights_may_be_streamed_meanwhile() {
     let cold = folder.path().join("kv");
     let prompt = forced_tokens(7, 300, VOCABULARY);
     let options = with_tiers(FlashAttention::On, None);
-    let undisturbed = start(&path, &options);
-    let first = generate(&undisturbed, &prompt, ANSWER);
-    let next = follow_up(&prompt, &first);
-    let expected = generate(&undisturbed, &next, ANSWER);
-    drop(undisturbed);
+    let (first, next, expected) = undisturbed(&path, &options, &prompt);
     // Written by a resident model, read by one that streams, and the other way round.
     let options = with_tiers(FlashAttention::On, Some(cold));
     let streamed = || Engine::start(common::load_share(&path, &options, 0.3)).unwrap();
@@ -195,11 +204,7 @@ fn idle_memory_is_given_back_and_filled_again() {
         let path = tiny_model(folder.path(), name, 3);
         let prompt = forced_tokens(7, 400, VOCABULARY);
         let mut options = with_tiers(FlashAttention::On, None);
-        let undisturbed = start(&path, &options);
-        let first = generate(&undisturbed, &prompt, ANSWER);
-        let next = follow_up(&prompt, &first);
-        let expected = generate(&undisturbed, &next, ANSWER);
-        drop(undisturbed);
+        let (first, next, expected) = undisturbed(&path, &options, &prompt);
 
         let kv = options.kv.as_mut().unwrap();
         kv.cold_dir = Some(folder.path().join(format!("kv-{what}")));
@@ -448,11 +453,8 @@ fn a_tier_that_fails_is_a_tier_that_knows_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = tiny_model(folder.path(), "qwen3moe", 3);
     let prompt = forced_tokens(7, 300, VOCABULARY);
-    let undisturbed = start(&path, &with_tiers(FlashAttention::On, None));
-    let first = generate(&undisturbed, &prompt, ANSWER);
-    let next = follow_up(&prompt, &first);
-    let expected = generate(&undisturbed, &next, ANSWER);
-    drop(undisturbed);
+    let (first, next, expected) =
+        undisturbed(&path, &with_tiers(FlashAttention::On, None), &prompt);
 
     // Each operation of a conversation fails once, in each way. Whatever is left afterwards, the
     // answer is the one of a conversation whose state was cut back to as much as is known.
@@ -515,11 +517,8 @@ fn a_conversation_moves_to_another_machine() {
             ..with_tiers(FlashAttention::On, None)
         };
         let prompt = forced_tokens(7, 300, VOCABULARY);
-        let undisturbed = start(&path, &with_tiers(FlashAttention::On, None));
-        let first = generate(&undisturbed, &prompt, ANSWER);
-        let next = follow_up(&prompt, &first);
-        let expected = generate(&undisturbed, &next, ANSWER);
-        drop(undisturbed);
+        let (first, next, expected) =
+            undisturbed(&path, &with_tiers(FlashAttention::On, None), &prompt);
 
         let engine = start(&path, &with(&here));
         generate(&engine, &prompt, ANSWER);

@@ -77,14 +77,3 @@ fn version_1_is_written() {
         assert!(bytes == fs::read(fixture(name)).expect("there"), "{name} is written differently");
     }
 }
-
-#[test]
-#[ignore = "makes the fixtures that are missing"]
-fn make_fixtures() {
-    for (name, bytes) in written() {
-        let path = fixture(name);
-        if !path.exists() {
-            fs::write(path, bytes).expect("written");
-        }
-    }
-}
