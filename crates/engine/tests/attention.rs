@@ -177,7 +177,7 @@ fn weights_may_be_streamed_meanwhile() {
     let cold = folder.path().join("kv");
     let prompt = forced_tokens(7, 300, VOCABULARY);
     let options = with_tiers(FlashAttention::On, None);
-    let (first, next, expected) = undisturbed(&path, &options, &prompt);
+    let (_, next, expected) = undisturbed(&path, &options, &prompt);
     // Written by a resident model, read by one that streams, and the other way round.
     let options = with_tiers(FlashAttention::On, Some(cold));
     let streamed = || Engine::start(common::load_share(&path, &options, 0.3)).unwrap();
@@ -204,7 +204,7 @@ fn idle_memory_is_given_back_and_filled_again() {
         let path = tiny_model(folder.path(), name, 3);
         let prompt = forced_tokens(7, 400, VOCABULARY);
         let mut options = with_tiers(FlashAttention::On, None);
-        let (first, next, expected) = undisturbed(&path, &options, &prompt);
+        let (_, next, expected) = undisturbed(&path, &options, &prompt);
 
         let kv = options.kv.as_mut().unwrap();
         kv.cold_dir = Some(folder.path().join(format!("kv-{what}")));
@@ -517,7 +517,7 @@ fn a_conversation_moves_to_another_machine() {
             ..with_tiers(FlashAttention::On, None)
         };
         let prompt = forced_tokens(7, 300, VOCABULARY);
-        let (first, next, expected) =
+        let (_, next, expected) =
             undisturbed(&path, &with_tiers(FlashAttention::On, None), &prompt);
 
         let engine = start(&path, &with(&here));
