@@ -1,0 +1,113 @@
+use std::fmt;
+use std::thread;
+
+use llguidance::Matcher;
+use llguidance::api::{StopReason, TopLevelGrammar};
+use llguidance::toktrie::SimpleVob;
+
+use crate::error::ConstraintError;
+use crate::limits::COMPILE_STACK_BYTES;
+use crate::mask::Mask;
+use crate::rule::Rule;
+use crate::vocabulary::Vocabulary;
+
+/// A rule applied to one text, token by token.
+pub struct Constraint {
+    vocabulary: Vocabulary,
+    matcher: Matcher,
+    mask: SimpleVob,
+    ignored: Vec<String>,
+}
+
+impl Constraint {
+    /// Compiles `rule`. That takes milliseconds for an ordinary schema and up to seconds for the
+    /// largest: no work for a thread that others wait for.
+    ///
+    /// # Errors
+    /// [`ConstraintError::Invalid`] and [`ConstraintError::TooComplex`], both the rule's fault.
+    pub fn new(vocabulary: &Vocabulary, rule: &Rule) -> Result<Self, ConstraintError> {
+        let grammar = rule.grammar()?;
+        let mut matcher = thread::scope(|scope| {
+            thread::Builder::new()
+                .name("grammar".to_owned())
+                .stack_size(COMPILE_STACK_BYTES)
+                .spawn_scoped(scope, || compile(vocabulary, grammar))
+                .map_err(|error| ConstraintError::failed(&error.to_string()))?
+                .join()
+                .unwrap_or_else(|_| Err(ConstraintError::failed("the compiler panicked")))
+        })?;
+        let ignored = matcher.grammar_warnings();
+        Ok(Self { vocabulary: vocabulary.clone(), matcher, mask: SimpleVob::new(), ignored })
+    }
+
+    /// What of a schema is not enforced, in sentences for its author; empty if all of it is.
+    #[must_use]
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
+    /// Which tokens may come next: bit i is token i. End tokens are among them when the text may
+    /// end here, and nothing else is when it must.
+    ///
+    /// # Errors
+    /// [`ConstraintError::Failed`] if no token may come, or a limit per token was reached.
+    pub fn mask(&mut self) -> Result<Mask<'_>, ConstraintError> {
+        self.mask = self
+            .matcher
+            .compute_mask_or_eos()
+            .map_err(|error| ConstraintError::failed(&error.to_string()))?;
+        Ok(Mask::new(&self.mask))
+    }
+
+    /// Continues the text by `token`.
+    ///
+    /// # Errors
+    /// [`ConstraintError::Refused`] if the mask doesn't allow the token; the constraint is as
+    /// before then. [`ConstraintError::Failed`] as for [`Self::mask`].
+    pub fn accept(&mut self, token: u32) -> Result<(), ConstraintError> {
+        let refused = ConstraintError::Refused { token };
+        if token as usize >= self.vocabulary.tokens() {
+            return Err(refused);
+        }
+        if self.must_end() {
+            return if self.vocabulary.ends().contains(&token) { Ok(()) } else { Err(refused) };
+        }
+        match self.matcher.try_consume_tokens(&[token]) {
+            Ok(0) => Err(refused),
+            Ok(_) => Ok(()),
+            Err(error) => Err(ConstraintError::failed(&error.to_string())),
+        }
+    }
+
+    /// Whether the text may end here; never after a failure.
+    pub fn may_end(&mut self) -> bool {
+        self.must_end() || self.matcher.is_accepting().unwrap_or(false)
+    }
+
+    /// Whether only end tokens may come; never after a failure.
+    pub fn must_end(&mut self) -> bool {
+        matches!(self.matcher.stop_reason(), StopReason::NoExtension | StopReason::EndOfSentence)
+    }
+}
+
+impl fmt::Debug for Constraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Constraint")
+            .field("vocabulary", &self.vocabulary)
+            .field("ignored", &self.ignored)
+            .finish_non_exhaustive()
+    }
+}
+
+fn compile(vocabulary: &Vocabulary, grammar: TopLevelGrammar) -> Result<Matcher, ConstraintError> {
+    let parser = vocabulary
+        .factory()
+        .create_parser(grammar)
+        .map_err(|error| ConstraintError::refused_rule(&format!("{error:#}")))?;
+    let mut matcher = Matcher::new(Ok(parser));
+    // Of no tokens: notices a rule that only the empty text obeys.
+    matcher
+        .consume_tokens(&[])
+        .map_err(|error| ConstraintError::refused_rule(&format!("{error:#}")))?;
+    Ok(matcher)
+}
