@@ -7,7 +7,7 @@ PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
 # Top to bottom: a crate may use those to its right only. `testkit` stands outside: it may use all,
 # and the others may use it in their tests only.
-readonly ORDER="cli server engine llama plan kv grammar tier profile io gguf"
+readonly ORDER="cli server engine llama plan kv hub chat grammar tier profile io gguf"
 # Crates with `unsafe`; all others forbid it.
 readonly UNSAFE="llama io"
 

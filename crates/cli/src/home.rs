@@ -35,12 +35,13 @@ pub(crate) fn data() -> Option<PathBuf> {
 /// The stores that model names are looked up in.
 pub(crate) fn stores(models_dir: Option<&PathBuf>) -> Stores {
     let user = etcetera::home_dir().ok();
-    let mut folders: Vec<PathBuf> = data().map(|data| data.join("models")).into_iter().collect();
+    let own = data().map(|data| data.join("models"));
+    let mut folders: Vec<PathBuf> = own.iter().cloned().collect();
     folders.extend(models_dir.cloned());
     let hugging_face = from_env("HF_HUB_CACHE")
         .or_else(|| from_env("HF_HOME").map(|home| home.join("hub")))
         .or_else(|| user.as_ref().map(|user| user.join(".cache/huggingface/hub")));
     let ollama =
         from_env("OLLAMA_MODELS").or_else(|| user.as_ref().map(|user| user.join(".ollama/models")));
-    Stores { folders, ollama, hugging_face }
+    Stores { folders, ollama, hugging_face, own }
 }

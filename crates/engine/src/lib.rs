@@ -23,7 +23,6 @@ mod options;
 mod pools;
 mod report;
 mod sessions;
-mod store;
 mod stream;
 mod streamed;
 mod text;
@@ -35,6 +34,7 @@ pub use chat::{ChatError, ChatTemplate, Message};
 pub use engine::{Engine, EngineEvent, EngineGone, Settled};
 pub use estimate::{Estimate, EstimateError, EstimateOptions, FIRST_TOKENS, estimate};
 pub use generate::{FILL_TOKENS, Finish, GenerateError, GenerateRequest, Generated, Update};
+pub use hypura_hub::{ResolveError, Stores};
 pub use load::{Loaded, load, load_baseline, plan_only};
 pub use machine::{Survey, devices, survey};
 pub use optimize::{
@@ -46,12 +46,12 @@ pub use report::{LoadSummary, RunStats, mode_name};
 pub use sessions::{
     Packed, SessionFileError, Unpacked, fingerprint_of, local_time, pack_session, unpack_session,
 };
-pub use store::{ResolveError, Stores};
 pub use stream::{AheadStats, Segment, StreamStats};
 pub use text::{Filtered, StopFilter, Utf8Assembler};
 pub use transcript::Transcript;
 
 pub use hypura_gguf as gguf;
+pub use hypura_hub as hub;
 pub use hypura_io as io;
 pub use hypura_kv as kv;
 pub use hypura_llama as llama;
