@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hypura_llama::{BatchToken, Context, ContextError, DecodeError, Sampler, SamplerParams, Token};
+use hypura_grammar::{ConstraintError, Rule};
+use hypura_llama::{
+    BatchToken, Context, ContextError, DecodeError, EmbedError, Sampler, SamplerParams, Token,
+};
 
 use sha2::{Digest, Sha256};
 
@@ -28,6 +31,39 @@ pub struct GenerateRequest {
     pub ignore_end: bool,
     /// Make a hash of the logits that tokens were chosen from, to compare runs by.
     pub hash_logits: bool,
+    /// Tell the probability of each token chosen, and of so many of the likeliest.
+    pub logprobs: Option<usize>,
+    /// The form that the answer must have.
+    pub constraint: Option<Constrained>,
+    /// Write control tokens (`<|channel|>` and the like) out in the answer's text.
+    pub write_control: bool,
+    /// Tokens of the prompt before the beginning of an answer is added to it: a conversation that
+    /// goes on begins with them, whatever its template makes of the answer.
+    pub turn_start: Option<usize>,
+    /// Whose attention state it is; `None`: whoever was set last ([`crate::Engine::set_tenant`]).
+    pub tenant: Option<String>,
+}
+
+/// The form that an answer must have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Constrained {
+    /// The form.
+    pub rule: Rule,
+    /// It holds from behind this text on (the end of reasoning); from the beginning if `None`.
+    pub after: Option<String>,
+}
+
+/// A token that was chosen, and the likeliest ones.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenChoice {
+    /// The token.
+    pub token: Token,
+    /// Its bytes, control tokens written out; they need not be whole characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability, as the model gives it: before sampling.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, most likely first.
+    pub top: Vec<(Token, Vec<u8>, f32)>,
 }
 
 /// Why an answer ended.
@@ -47,9 +83,11 @@ pub enum Finish {
 }
 
 /// What happens on the way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Update {
+    /// It has a place, and begins.
+    Begin,
     /// So many tokens of the prompt are computed.
     Prompt {
         /// Done.
@@ -57,6 +95,8 @@ pub enum Update {
         /// Of so many.
         total: usize,
     },
+    /// A token was chosen; its text comes next, if it makes some. Only if that was asked for.
+    Token(Box<TokenChoice>),
     /// A piece of the answer: whole characters.
     Text(String),
 }
@@ -81,6 +121,8 @@ pub struct Generated {
     pub logits_sha256: Option<String>,
     /// Whether the text stands for exactly these tokens: nothing was held back or left out.
     pub is_exact: bool,
+    /// Waiting for a place.
+    pub queue_time: Duration,
     /// From the beginning to the first token.
     pub ttft: Duration,
     /// Time for the prompt's tokens that were computed.
@@ -120,9 +162,15 @@ pub enum GenerateError {
         /// Tokens of context.
         n_ctx: usize,
     },
+    /// The form that was asked for is none.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The computation failed.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// There is no embedding.
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
     /// The memory of an idle conversation was given back, and can't be had again.
     #[error(transparent)]
     Context(#[from] ContextError),

@@ -196,7 +196,7 @@ impl Context {
         Ok(())
     }
 
-    fn raw(&self) -> *mut sys::llama_context {
+    pub(crate) fn raw(&self) -> *mut sys::llama_context {
         self.ptr.expect("a released context is revived before it is used").as_ptr()
     }
 
@@ -294,6 +294,18 @@ impl Context {
             let row = sys::llama_get_logits_ith(self.raw(), i);
             (!row.is_null()).then(|| std::slice::from_raw_parts(row, self.n_vocab))
         }
+    }
+
+    /// Leaves out of the choice what `change` takes out of it: it is given the logits of the `i`-th
+    /// token of the last batch, to be changed in place. False when that token had no output.
+    pub fn change_logits(&mut self, i: i32, change: impl FnOnce(&mut [f32])) -> bool {
+        // SAFETY: llama.cpp returns null or a row of `n_vocab` values of its own buffer, which
+        // nobody else uses while `&mut self` lasts.
+        let row = unsafe {
+            let row = sys::llama_get_logits_ith(self.raw(), i);
+            (!row.is_null()).then(|| std::slice::from_raw_parts_mut(row, self.n_vocab))
+        };
+        row.map(change).is_some()
     }
 
     /// Forgets everything.

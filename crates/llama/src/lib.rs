@@ -14,6 +14,7 @@ pub mod calibrate;
 mod context;
 mod cookie;
 mod cpu;
+mod embed;
 mod log;
 mod model;
 pub mod plain;
@@ -31,11 +32,12 @@ use std::ffi::CStr;
 use std::sync::OnceLock;
 
 pub use context::{BatchToken, Context, ContextError, ContextParams, DecodeError, FlashAttention};
+pub use embed::EmbedError;
 pub use log::take_error as take_log_error;
 pub use model::{Layout, LoadError, Model, ModelInfo};
 pub use repack::{RepackError, Repacker};
 pub use sampler::{Sampler, SamplerParams};
-pub use state::{ImportBytes, SEQUENCES, StateError, StateShape};
+pub use state::{ImportBytes, SCRATCH_SEQUENCES, StateError, StateShape};
 pub use threads::Threadpool;
 pub use vocab::{Token, Vocab};
 

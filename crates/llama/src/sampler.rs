@@ -17,6 +17,8 @@ pub struct SamplerParams {
     pub top_p: f32,
     /// Drop tokens less likely than this share of the likeliest; 0 drops none.
     pub min_p: f32,
+    /// Keep the tokens whose information is near what is expected, up to this probability; 1 keeps all.
+    pub typical_p: f32,
     /// Divide the logits of repeated tokens by this; 1 changes nothing.
     pub repeat_penalty: f32,
     /// Among how many of the last tokens a repetition counts; 0 switches the penalties off.
@@ -27,6 +29,8 @@ pub struct SamplerParams {
     pub frequency_penalty: f32,
     /// The seed of the random choice.
     pub seed: u32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(Token, f32)>,
 }
 
 impl Default for SamplerParams {
@@ -37,11 +41,13 @@ impl Default for SamplerParams {
             top_k: 40,
             top_p: 0.9,
             min_p: 0.0,
+            typical_p: 1.0,
             repeat_penalty: 1.0,
             repeat_last_n: 64,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             seed: 0,
+            logit_bias: Vec::new(),
         }
     }
 }
@@ -56,7 +62,7 @@ pub struct Sampler {
 unsafe impl Send for Sampler {}
 
 impl Sampler {
-    /// Builds the chain: penalties, top-k, top-p, min-p, temperature, choice; for a vocabulary of
+    /// Builds the chain: bias, penalties, top-k, typical, top-p, min-p, temperature, choice; for a vocabulary of
     /// `n_vocab` tokens.
     pub fn new(params: &SamplerParams, n_vocab: usize) -> Option<Sampler> {
         crate::init();
@@ -65,6 +71,18 @@ impl Sampler {
             let chain = sys::llama_sampler_chain_init(sys::llama_sampler_chain_default_params());
             let sampler = Sampler { chain: NonNull::new(chain)? };
             let add = |s| sys::llama_sampler_chain_add(chain, s);
+            if !params.logit_bias.is_empty() {
+                let bias: Vec<_> = params
+                    .logit_bias
+                    .iter()
+                    .map(|&(token, bias)| sys::llama_logit_bias { token, bias })
+                    .collect();
+                add(sys::llama_sampler_init_logit_bias(
+                    i32::try_from(n_vocab).unwrap_or(i32::MAX),
+                    i32::try_from(bias.len()).unwrap_or(i32::MAX),
+                    bias.as_ptr(),
+                ));
+            }
             let penalised = params.repeat_penalty.to_bits() != 1f32.to_bits()
                 || params.presence_penalty != 0.0
                 || params.frequency_penalty != 0.0;
@@ -81,6 +99,9 @@ impl Sampler {
                 add(sys::llama_sampler_init_greedy());
             } else {
                 add(sys::llama_sampler_init_top_k(params.top_k));
+                if params.typical_p < 1.0 {
+                    add(sys::llama_sampler_init_typical(params.typical_p, 1));
+                }
                 add(sys::llama_sampler_init_top_p(params.top_p, 1));
                 add(sys::llama_sampler_init_min_p(params.min_p, 1));
                 add(sys::llama_sampler_init_temp(params.temperature));

@@ -1,9 +1,9 @@
 //! Attention state out of a context and back into it, some tokens at a time.
 //!
-//! llama.cpp writes and reads the state of a whole sequence. A second, empty sequence makes pieces
+//! llama.cpp writes and reads the state of a whole sequence. One more, empty sequence makes pieces
 //! of it: the cells of some positions are given to it as well, and its state is written. Read back
-//! into the second sequence and then given to the first, a piece adds to what is there (read into
-//! the first directly, it would replace it). Pieces that are read in order, from an empty context,
+//! into that sequence and then given to the one it belongs to, a piece adds to what is there (read
+//! into it directly, it would replace it). Pieces that are read in order, from an empty context,
 //! come to lie in the cells in which they were: also in the ring of a sliding window, where each
 //! piece brings its rows. That matters for the bits: the order of cells is the order of summation.
 //!
@@ -27,11 +27,9 @@ use llama_cpp_sys_2 as sys;
 
 use crate::context::Context;
 
-/// The sequence that all tokens are in, and the one that pieces are made with.
-const MAIN: i32 = 0;
-const SCRATCH: i32 = 1;
-/// Sequences that a context needs for this.
-pub const SEQUENCES: u32 = 2;
+/// Sequences that a context needs for this beside those that tokens are in: the last one, which is
+/// empty but while a piece is made or read.
+pub const SCRATCH_SEQUENCES: u32 = 1;
 
 /// Magic number and sequence in front of a state.
 const HEAD_BYTES: usize = 8;
@@ -46,7 +44,7 @@ pub enum StateError {
     #[error("the attention state of this model is kept in a way that can't be divided by tokens")]
     Unknown,
     /// The context was made for one sequence.
-    #[error("internal error: the context has no second sequence for attention state")]
+    #[error("internal error: the context has no sequence to spare for attention state")]
     OneSequence,
     /// llama.cpp refused what it was given: it is of another model or other settings.
     #[error("llama.cpp refused the attention state: {reason}")]
@@ -93,7 +91,7 @@ impl Context {
     /// [`StateError::Unknown`] when it can't, [`StateError::OneSequence`] when the context was made
     /// for one sequence.
     pub fn state_shape(&mut self) -> Result<StateShape, StateError> {
-        if self.params().n_seq_max < SEQUENCES {
+        if self.params().n_seq_max <= SCRATCH_SEQUENCES {
             return Err(StateError::OneSequence);
         }
         let info = self.model().info();
@@ -114,7 +112,8 @@ impl Context {
         Ok(StateShape { fixed_bytes: empty_fixed.len() + cell, empty_fixed, caches })
     }
 
-    /// Appends the state of positions `from..to` to `out`, without what belongs to no token.
+    /// Appends the state of positions `from..to` of a sequence to `out`, without what belongs to no
+    /// token.
     ///
     /// # Errors
     /// [`StateError::Incomplete`] when not all of these positions are there any more (a window has
@@ -122,14 +121,15 @@ impl Context {
     pub fn export_tokens(
         &mut self,
         shape: &StateShape,
+        seq: i32,
         from: usize,
         to: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), StateError> {
         let begin = out.len();
-        self.copy(MAIN, SCRATCH, from, to);
+        self.copy(seq, self.scratch(), from, to);
         let written = self.write_scratch(out);
-        self.forget(SCRATCH, -1, -1);
+        self.forget(self.scratch(), -1, -1);
         written?;
         let state = out.get(begin..).unwrap_or_default();
         let keep = state.len().checked_sub(shape.fixed_bytes).ok_or(StateError::Unknown)?;
@@ -148,7 +148,7 @@ impl Context {
         if is_complete { Ok(()) } else { Err(StateError::Incomplete) }
     }
 
-    /// Adds exported positions behind those that are there, `used` of them from `from` on.
+    /// Adds exported positions behind those that are there in a sequence, `used` of them from `from` on.
     ///
     /// # Errors
     /// [`StateError::Refused`] when llama.cpp does; what was there before stays, except the
@@ -156,6 +156,7 @@ impl Context {
     pub fn import_tokens(
         &mut self,
         shape: &StateShape,
+        seq: i32,
         bytes: &mut ImportBytes<'_>,
         from: usize,
         used: usize,
@@ -165,9 +166,9 @@ impl Context {
         } else {
             self.read_scratch(bytes.plain())?;
         }
-        let first = self.first_position(SCRATCH);
-        self.copy(SCRATCH, MAIN, from, from + used);
-        self.forget(SCRATCH, -1, -1);
+        let first = self.first_position(self.scratch());
+        self.copy(self.scratch(), seq, from, from + used);
+        self.forget(self.scratch(), -1, -1);
         // A pure recurrent model has no cells, and so no position.
         let is_there = shape.caches == 0 && shape.needs_checkpoint()
             || usize::try_from(first).is_ok_and(|first| first == from);
@@ -175,21 +176,22 @@ impl Context {
         if is_there { Ok(()) } else { Err(StateError::Refused { reason: reason() }) }
     }
 
-    /// Appends what belongs to no token, as it is now, to `out`.
+    /// Appends what belongs to no token of a sequence, as it is now, to `out`.
     ///
     /// # Errors
     /// [`StateError::Incomplete`] when there is no such state.
     pub fn export_checkpoint(
         &mut self,
         shape: &StateShape,
+        seq: i32,
         out: &mut Vec<u8>,
     ) -> Result<(), StateError> {
         let begin = out.len();
         // No cell of attention is at these positions.
         let nowhere = i32::MAX as usize - 1;
-        self.copy(MAIN, SCRATCH, nowhere, nowhere + 1);
+        self.copy(seq, self.scratch(), nowhere, nowhere + 1);
         let written = self.write_scratch(out);
-        self.forget(SCRATCH, -1, -1);
+        self.forget(self.scratch(), -1, -1);
         written?;
         if out.len() - begin == shape.checkpoint_bytes() {
             Ok(())
@@ -199,13 +201,14 @@ impl Context {
         }
     }
 
-    /// Puts a checkpoint back; the tokens that it belongs to have to be there.
+    /// Puts a checkpoint of a sequence back; the tokens that it belongs to have to be there.
     ///
     /// # Errors
     /// [`StateError::Refused`] when llama.cpp does.
     pub fn import_checkpoint(
         &mut self,
         shape: &StateShape,
+        seq: i32,
         bytes: &[u8],
     ) -> Result<(), StateError> {
         if bytes.len() != shape.checkpoint_bytes() {
@@ -213,9 +216,14 @@ impl Context {
             return Err(StateError::Refused { reason });
         }
         self.read_scratch(bytes)?;
-        self.copy(SCRATCH, MAIN, 0, i32::MAX as usize);
-        self.forget(SCRATCH, -1, -1);
+        self.copy(self.scratch(), seq, 0, i32::MAX as usize);
+        self.forget(self.scratch(), -1, -1);
         Ok(())
+    }
+
+    /// The sequence that pieces are made with.
+    fn scratch(&self) -> i32 {
+        i32::try_from(self.params().n_seq_max - SCRATCH_SEQUENCES).unwrap_or(i32::MAX)
     }
 
     fn copy(&mut self, source: i32, target: i32, from: usize, to: usize) {
@@ -232,11 +240,11 @@ impl Context {
         // SAFETY: the context is alive; llama.cpp writes at most the length that is passed, to
         // memory that was reserved for it.
         unsafe {
-            let len = sys::llama_state_seq_get_size(self.as_ptr(), SCRATCH);
+            let len = sys::llama_state_seq_get_size(self.as_ptr(), self.scratch());
             let begin = out.len();
             out.reserve_exact(len);
             let target = out.as_mut_ptr().add(begin);
-            let written = sys::llama_state_seq_get_data(self.as_ptr(), target, len, SCRATCH);
+            let written = sys::llama_state_seq_get_data(self.as_ptr(), target, len, self.scratch());
             if written != len || written == 0 {
                 return Err(StateError::Unknown);
             }
@@ -249,12 +257,12 @@ impl Context {
         crate::take_log_error();
         // SAFETY: the context is alive; llama.cpp reads at most the length that is passed.
         let read = unsafe {
-            sys::llama_state_seq_set_data(self.as_ptr(), bytes.as_ptr(), bytes.len(), SCRATCH)
+            sys::llama_state_seq_set_data(self.as_ptr(), bytes.as_ptr(), bytes.len(), self.scratch())
         };
         if read == bytes.len() {
             return Ok(());
         }
-        self.forget(SCRATCH, -1, -1);
+        self.forget(self.scratch(), -1, -1);
         let reason = crate::take_log_error().unwrap_or_else(|| "it gave no reason".into());
         Err(StateError::Refused { reason })
     }

@@ -105,6 +105,35 @@ impl Vocab<'_> {
         said.filter(|byte| *byte != b' ').eq(text.iter().copied().filter(|byte| *byte != b' '))
     }
 
+    /// Whether the token is a mark (`<|im_start|>` and the like) and no text.
+    pub fn is_control(&self, token: Token) -> bool {
+        // SAFETY: as in `n_tokens`.
+        unsafe { sys::llama_vocab_is_control(self.ptr, token) }
+    }
+
+    /// Whether text is always cut before and after this token: what stands on either side of it is
+    /// tokenized apart (`llama_vocab::impl::tokenizer_st_partition`).
+    pub fn is_boundary(&self, token: Token) -> bool {
+        const CUT: u32 = sys::LLAMA_TOKEN_ATTR_CONTROL as u32
+            | sys::LLAMA_TOKEN_ATTR_USER_DEFINED as u32
+            | sys::LLAMA_TOKEN_ATTR_UNKNOWN as u32;
+        if !usize::try_from(token).is_ok_and(|id| id < self.n_tokens()) {
+            return false;
+        }
+        // SAFETY: the token is one of the vocabulary.
+        let attributes = unsafe { sys::llama_vocab_get_attr(self.ptr, token) };
+        attributes as u32 & CUT != 0
+    }
+
+    /// The token that ends a text, if the model has one; -1 if not.
+    pub fn end_of_text(&self) -> Token {
+        // SAFETY: as in `n_tokens`.
+        unsafe {
+            let turn = sys::llama_vocab_eot(self.ptr);
+            if turn >= 0 { turn } else { sys::llama_vocab_eos(self.ptr) }
+        }
+    }
+
     /// Whether the token ends a generation (end of text, end of turn).
     pub fn is_end_of_generation(&self, token: Token) -> bool {
         // SAFETY: as in `n_tokens`.

@@ -45,7 +45,7 @@ fn check(path: &Path, flash: FlashAttention, type_kv: u32, n_prompt: usize, bloc
         n_ctx: 1024,
         n_batch: 256,
         n_ubatch: 64,
-        n_seq_max: hypura_llama::SEQUENCES,
+        n_seq_max: 2,
         flash_attention: flash,
         type_k: type_kv,
         type_v: type_kv,
@@ -66,7 +66,7 @@ fn check(path: &Path, flash: FlashAttention, type_kv: u32, n_prompt: usize, bloc
         while from + block <= now || now == n && from < now {
             let to = now.min(from + block);
             let mut bytes = Vec::new();
-            context.export_tokens(&shape, from, to, &mut bytes).unwrap();
+            context.export_tokens(&shape, 0, from, to, &mut bytes).unwrap();
             pieces.push((from, to - from, bytes));
             from = to;
         }
@@ -84,17 +84,17 @@ fn check(path: &Path, flash: FlashAttention, type_kv: u32, n_prompt: usize, bloc
     }
     let mut checkpoint = Vec::new();
     if shape.needs_checkpoint() {
-        context.export_checkpoint(&shape, &mut checkpoint).unwrap();
+        context.export_checkpoint(&shape, 0, &mut checkpoint).unwrap();
     }
     let expected = follow(&mut context, &tokens, n);
 
     context.release();
     context.revive().unwrap();
     for (from, len, bytes) in &pieces {
-        context.import_tokens(&shape, &mut ImportBytes::new(bytes), *from, *len).unwrap();
+        context.import_tokens(&shape, 0, &mut ImportBytes::new(bytes), *from, *len).unwrap();
     }
     if shape.needs_checkpoint() {
-        context.import_checkpoint(&shape, &checkpoint).unwrap();
+        context.import_checkpoint(&shape, 0, &checkpoint).unwrap();
     }
     let got = follow(&mut context, &tokens, n);
     let differs = got.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());

@@ -1,0 +1,1 @@
+//! From an ask to the events of its answer.

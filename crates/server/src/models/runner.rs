@@ -1,0 +1,110 @@
+//! A loaded model, as the server sees it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hypura_chat::ChatTemplate;
+use hypura_engine::llama::Token;
+use hypura_engine::{EmbedReply, EngineStatus, GenerateRequest, Refused, Sink, Ticket};
+use hypura_hub::Entry;
+
+use super::ModelError;
+
+/// What a loaded model is.
+pub struct Facts {
+    /// The model's chat template; ChatML where it brings none.
+    pub template: ChatTemplate,
+    /// Tokens of context for one request.
+    pub n_ctx: usize,
+    /// Requests that are computed together at most.
+    pub parallel: usize,
+    /// Whether it generates text (an embedding model does not).
+    pub generates: bool,
+    /// Numbers of one embedding.
+    pub embedding_length: usize,
+    /// Bytes that it takes of the budget.
+    pub memory_bytes: u64,
+    /// Bytes of its weights.
+    pub weight_bytes: u64,
+    /// How it was loaded, such as `full-resident`.
+    pub mode: String,
+    /// Time that loading took.
+    pub load_time: Duration,
+    /// Whether the tokenizer puts a beginning-of-text token in front by itself.
+    pub adds_bos: bool,
+}
+
+/// A loaded model. Tests put a scripted one here.
+pub trait Runner: Send + Sync + 'static {
+    /// What it is.
+    fn facts(&self) -> &Facts;
+
+    /// Turns text into tokens; `add_special` adds what the model wants around a text, once.
+    fn tokenize(&self, text: &str, add_special: bool) -> Vec<Token>;
+
+    /// Whether tokens spell just these bytes, control tokens written out.
+    fn spells(&self, tokens: &[Token], text: &str) -> bool;
+
+    /// The bytes of a token, control tokens written out.
+    fn piece(&self, token: Token) -> Vec<u8>;
+
+    /// Whether text is always cut at this token: what stands before and after it is tokenized
+    /// apart.
+    fn is_boundary(&self, token: Token) -> bool;
+
+    /// Begins an answer. Dropping the ticket ends it within a token.
+    ///
+    /// # Errors
+    /// When too many wait, or the engine has stopped.
+    fn generate(&self, request: GenerateRequest, sink: Sink) -> Result<Ticket, Refused>;
+
+    /// Computes the embedding of each input.
+    ///
+    /// # Errors
+    /// As [`Runner::generate`].
+    fn embed(&self, inputs: Vec<Vec<Token>>, reply: EmbedReply) -> Result<(), Refused>;
+
+    /// Its numbers now.
+    fn status(&self) -> EngineStatus;
+
+    /// Waits until attention state is written, at most so long. Blocks.
+    fn settle(&self, at_most: Duration);
+}
+
+/// Loads models. Blocks: it is called on a thread of its own.
+pub trait Loader: Send + Sync + 'static {
+    /// What the model needs at least to be wholly in memory, and at least at all, in bytes, with
+    /// this context.
+    ///
+    /// # Errors
+    /// When the file is no sound model.
+    fn needs(&self, entry: &Entry, want: &Want) -> Result<Needs, ModelError>;
+
+    /// Loads it within `memory_bytes` of memory (`None`: what is free).
+    ///
+    /// # Errors
+    /// When it is no sound model, or memory does not suffice.
+    fn load(
+        &self,
+        entry: &Entry,
+        want: &Want,
+        memory_bytes: Option<u64>,
+        progress: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<Arc<dyn Runner>, ModelError>;
+}
+
+/// How a client wants a model loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Want {
+    /// Tokens of context for one request; `None` is the server's default.
+    pub num_ctx: Option<u32>,
+}
+
+/// What a model needs of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// With all weights in memory.
+    pub resident_bytes: u64,
+    /// With as little as it can run in.
+    pub smallest_bytes: u64,
+}

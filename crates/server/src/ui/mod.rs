@@ -1,0 +1,9 @@
+//! The page at `/ui`.
+
+use axum::Router;
+
+use crate::app::Shared;
+
+pub(crate) fn routes() -> Router<Shared> {
+    Router::new()
+}
