@@ -43,6 +43,10 @@ pub struct LoadOptions {
     pub flash_attention: llama::FlashAttention,
     /// Where attention state is kept beside the context; `None` keeps it there alone.
     pub kv: Option<KvOptions>,
+    /// Requests that are computed together at most; they share the context.
+    pub parallel: u32,
+    /// Requests that wait beside them at most.
+    pub queue_max: usize,
     /// Give logits for every token of a prompt, not only the last.
     pub all_outputs: bool,
     /// Read experts ahead of their router, by a guess.
@@ -72,6 +76,8 @@ impl Default for LoadOptions {
             kv_type_v: KvType::F16,
             flash_attention: llama::FlashAttention::Auto,
             kv: None,
+            parallel: 1,
+            queue_max: 64,
             all_outputs: false,
             speculate: true,
             history_dir: None,
