@@ -61,8 +61,17 @@ pub(super) fn download(
     };
     let etag = EtagFile::of(path);
     let reporter = Reporter { blob, progress, last: None };
-    let mut download =
-        Download { http, url, blob, partial, etag, hasher: Sha256::new(), here: 0, reporter };
+    let mut download = Download {
+        http,
+        url,
+        blob,
+        partial,
+        etag,
+        hasher: Sha256::new(),
+        here: 0,
+        is_pieced: false,
+        reporter,
+    };
     download.go_on()?;
     download.fetch_all()?;
     let Download { partial, etag, .. } = download;
@@ -82,6 +91,8 @@ struct Download<'a> {
     hasher: Sha256,
     /// Bytes that are here.
     here: u64,
+    /// Whether they are of more than one answer.
+    is_pieced: bool,
     reporter: Reporter<'a>,
 }
 
@@ -101,6 +112,7 @@ impl Download<'_> {
             let disk = DiskError::at(self.partial.path());
             let count = self.partial.file.read(&mut chunk).map_err(disk)?;
             let Some(read) = chunk.get(..count).filter(|read| !read.is_empty()) else {
+                self.is_pieced = self.here > 0;
                 return Ok(());
             };
             self.hasher.update(read);
@@ -114,14 +126,14 @@ impl Download<'_> {
         let emptied = file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0)));
         emptied.map_err(DiskError::at(self.partial.path()))?;
         self.etag.remove();
-        (self.hasher, self.here) = (Sha256::new(), 0);
+        (self.hasher, self.here, self.is_pieced) = (Sha256::new(), 0, false);
         Ok(())
     }
 
-    /// Fetches what is missing until the whole has the right checksum. What was here before may be
-    /// what is wrong, so it is fetched again once.
+    /// Fetches what is missing until the whole has the right checksum. Pieces may not fit, so then
+    /// the whole is fetched again, once.
     fn fetch_all(&mut self) -> Result<(), PullError> {
-        let mut is_fresh = self.here == 0;
+        let mut is_second = false;
         loop {
             self.fetch_rest()?;
             (self.reporter.progress)(Progress::step("verifying sha256 digest"));
@@ -129,12 +141,13 @@ impl Download<'_> {
             if found == self.blob.sha256 {
                 return Ok(());
             }
+            let is_hopeless = is_second || !self.is_pieced;
             self.start_over()?;
-            if is_fresh {
+            if is_hopeless {
                 let (url, expected) = (self.url.to_owned(), self.blob.sha256.clone());
                 return Err(PullError::WrongDigest { url, expected, found });
             }
-            is_fresh = true;
+            is_second = true;
         }
     }
 
@@ -161,6 +174,7 @@ impl Download<'_> {
     fn fetch(&mut self) -> Result<(), Failure> {
         let range = format!("bytes={}-", self.here);
         let etag = self.etag.read();
+        self.is_pieced = self.here > 0;
         let mut headers = Vec::new();
         if self.here > 0 {
             headers.push(("range", range.as_str()));
