@@ -24,15 +24,24 @@ fn config(hub: &StandIn) -> PullConfig {
     PullConfig {
         endpoint: hub.endpoint(),
         token: Some("secret".to_owned()),
-        read_timeout: Duration::from_millis(300),
+        read_timeout: Duration::from_secs(60),
         retries: 2,
         backoff: Duration::from_millis(1),
         ..PullConfig::default()
     }
 }
 
+/// One that gives a connection up soon on which nothing arrives.
+fn impatient(hub: &StandIn) -> PullConfig {
+    PullConfig { read_timeout: Duration::from_millis(500), ..config(hub) }
+}
+
 fn pull(hub: &StandIn, stores: &Stores, name: &str) -> Result<Entry, PullError> {
-    Puller::new(config(hub)).pull(name, stores, &AtomicBool::new(false), &mut |_| {})
+    pull_with(config(hub), stores, name)
+}
+
+fn pull_with(config: PullConfig, stores: &Stores, name: &str) -> Result<Entry, PullError> {
+    Puller::new(config).pull(name, stores, &AtomicBool::new(false), &mut |_| {})
 }
 
 #[test]
@@ -108,8 +117,10 @@ fn passing_trouble_is_overcome() {
         let stores = own(folder.path());
         let hub = StandIn::new(&[(FILE, &content)]);
         hub.go_wrong(mishaps);
+        let is_stalled = mishaps.iter().any(|mishap| matches!(mishap, Stall(_)));
+        let config = if is_stalled { impatient(&hub) } else { config(&hub) };
         let entry =
-            pull(&hub, &stores, NAME).unwrap_or_else(|error| panic!("{mishaps:?}: {error}"));
+            pull_with(config, &stores, NAME).unwrap_or_else(|error| panic!("{mishaps:?}: {error}"));
         assert_eq!(fs::read(entry.path()).unwrap(), content, "{mishaps:?}");
         let begins = |request: &common::stand_in::Request| match request.headers.get("range") {
             Some(range) => range["bytes=".len()..].trim_end_matches('-').parse().unwrap(),
@@ -257,7 +268,7 @@ fn a_cancelled_pull_goes_on_later() {
     let stores = own(folder.path());
     let content = model(1);
     let hub = StandIn::new(&[(FILE, &content)]);
-    hub.go_wrong(&[Mishap::Stall(1000)]);
+    hub.go_wrong(&[Mishap::Cut(1000)]);
     let cancel = AtomicBool::new(false);
     let stop = &mut |step: Progress| {
         cancel.fetch_or(step.completed.is_some_and(|bytes| bytes > 0), Ordering::Relaxed);
@@ -277,11 +288,7 @@ fn two_pulls_of_one_file_download_it_once() {
     hub.go_wrong(&[Mishap::Hold]);
     let first = {
         let (hub, stores) = (Arc::clone(&hub), Arc::clone(&stores));
-        let config = PullConfig { read_timeout: Duration::from_secs(60), ..config(&hub) };
-        thread::spawn(move || {
-            let name = "org/repo:Q4_K_M";
-            Puller::new(config).pull(name, &stores, &AtomicBool::new(false), &mut |_| {})
-        })
+        thread::spawn(move || pull(&hub, &stores, "org/repo:Q4_K_M"))
     };
     while hub.downloads().is_empty() {
         thread::sleep(Duration::from_millis(2));
@@ -308,9 +315,7 @@ fn what_has_no_room_is_refused_first() {
     let hub = StandIn::new(&[]);
     hub.list("m.gguf", b"GGUF", Digest::of(b"").as_str(), 1 << 60);
     let pull = |bytes_max| {
-        let config = PullConfig { bytes_max, ..config(&hub) };
-        let stores = own(folder.path());
-        Puller::new(config).pull("org/repo", &stores, &AtomicBool::new(false), &mut |_| {})
+        pull_with(PullConfig { bytes_max, ..config(&hub) }, &own(folder.path()), "org/repo")
     };
     let error = pull(u64::MAX).unwrap_err();
     assert!(matches!(error, PullError::Disk(DiskError::NoRoom { .. })), "{error:?}");
@@ -337,7 +342,6 @@ fn some_pulls_end_before_the_first_request() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let config = PullConfig { endpoint, ..config(&hub) };
-    let pulled = Puller::new(config).pull(NAME, &stores, &AtomicBool::new(false), &mut |_| {});
+    let pulled = pull_with(PullConfig { endpoint, ..config(&hub) }, &stores, NAME);
     assert!(matches!(pulled, Err(PullError::Network { .. })), "{pulled:?}");
 }
