@@ -42,7 +42,7 @@ pub use generate::{
 };
 pub use hypura_chat::{ChatError, ChatTemplate, Message};
 pub use hypura_hub::{ResolveError, Stores};
-pub use load::{Loaded, load, load_baseline, plan_only};
+pub use load::{Loaded, free_bytes, load, load_baseline, plan_only};
 pub use machine::{Survey, devices, survey};
 pub use optimize::{
     OptimizeError, OptimizeOptions, OptimizeProgress, OptimizeStep, Optimized, OtherCpu,

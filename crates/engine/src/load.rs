@@ -107,7 +107,7 @@ pub fn load(
                 }
                 Opened::Hot(_) => load_hot(&opened, plan, &surveyed, options, progress),
             };
-            made.and_then(|parts| check_resident(parts, model))
+            made.and_then(|parts| check_resident(parts, model, options.occupied_bytes))
         } else {
             load_streamed(&opened, plan, &surveyed, options, progress)
         };
@@ -138,6 +138,11 @@ pub fn load(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Bytes that a model may take where nothing is said: what is free now, less a margin.
+pub fn free_bytes(path: &Path, options: &LoadOptions) -> u64 {
+    machine::survey(path, options.profile_dir.as_deref(), options.threads).default_budget_bytes
 }
 
 /// Plans without loading.
@@ -354,9 +359,14 @@ fn load_hot(
 }
 
 /// With all weights in memory: whether the budget holds now that the buffers are there.
-fn check_resident(parts: Parts, model: &gguf::Model) -> Result<Parts, LoadError> {
+fn check_resident(
+    parts: Parts,
+    model: &gguf::Model,
+    occupied_bytes: u64,
+) -> Result<Parts, LoadError> {
     let bytes = &parts.plan.bytes;
-    let needed_bytes = llama::process::rss_bytes() + bytes.compute + bytes.work + bytes.kv_tiers;
+    let own_bytes = llama::process::rss_bytes().saturating_sub(occupied_bytes);
+    let needed_bytes = own_bytes + bytes.compute + bytes.work + bytes.kv_tiers;
     tracing::debug!(needed_bytes, weights = model.weight_bytes(), "loaded whole");
     if needed_bytes > parts.plan.budget_bytes {
         return Err(LoadError::ResidentTooLarge { needed_bytes });
@@ -410,7 +420,8 @@ fn prepare(
     let internal = || LoadError::Other("internal error: no tiered device".into());
     let device = Arc::clone(model.tiered().ok_or_else(internal)?);
     llama::process::trim();
-    let before_context = llama::process::rss_bytes();
+    let own_bytes = || llama::process::rss_bytes().saturating_sub(options.occupied_bytes);
+    let before_context = own_bytes();
     let is_streamed = plan.mode != Mode::FullResident;
     let threads = threadpool(surveyed, if is_streamed { POLL_STREAMED } else { POLL_RESIDENT })?;
     let params = context_params(gguf, plan, options);
@@ -421,7 +432,7 @@ fn prepare(
     }
     let made = device.allocated().contexts_bytes;
     tracing::debug!(planned = plan.bytes.kv + plan.bytes.compute, made, "context made");
-    let fixed_bytes = llama::process::rss_bytes()
+    let fixed_bytes = own_bytes()
         .max(before_context + device.allocated().contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers

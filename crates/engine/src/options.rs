@@ -25,6 +25,8 @@ pub fn reader(config: io::EngineConfig) -> ReaderFactory {
 pub struct LoadOptions {
     /// Bytes that the whole process may take; `None` is what is free, less a margin.
     pub memory_bytes: Option<u64>,
+    /// Bytes of the process that belong to others, such as another model: they don't count here.
+    pub occupied_bytes: u64,
     /// Bytes that the weights alone may take.
     pub weights_memory_bytes: Option<u64>,
     /// Tokens of context.
@@ -67,6 +69,7 @@ impl Default for LoadOptions {
     fn default() -> LoadOptions {
         LoadOptions {
             memory_bytes: None,
+            occupied_bytes: 0,
             weights_memory_bytes: None,
             ctx_tokens: 4096,
             ubatch_tokens: None,

@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::prompt::{self, Prompt};
 use super::{Ask, Event, Finish, Summary, TokenLogprob};
-use crate::app::{App, Shared};
+use crate::app::Shared;
 use crate::error::{ApiError, ErrorKind};
 use crate::models::Lease;
 
@@ -285,13 +285,6 @@ impl Stream for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Event, ApiError>>> {
         self.poll(context)
-    }
-}
-
-impl App {
-    /// Errors of an engine, as a client is told.
-    pub(crate) fn refused(error: Refused) -> ApiError {
-        refused(error)
     }
 }
 
