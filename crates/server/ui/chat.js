@@ -104,13 +104,10 @@ function draw() {
   document.body.classList.toggle("empty", all.length === 0);
 }
 
-function send() {
+async function send() {
+  if (!chosenModel()) await findModel();
   const text = prompt.value.trim();
-  if (!text || answering) return;
-  if (!chosenModel()) {
-    tell("There is no model to ask. Put a GGUF file where the server looks for models, then come back to this page.");
-    return;
-  }
+  if (!text || answering || !chosenModel()) return;
   if (draftBefore !== null) {
     conversation.messages.length = conversation.messages.findLastIndex((message) => message.role === "user");
   }
@@ -118,6 +115,16 @@ function send() {
   if (draftBefore !== null) endEdit();
   else setPrompt("");
   answer();
+}
+
+// There may be one by now, or a key with which to see it.
+async function findModel() {
+  try {
+    await refreshModels(true);
+    tell(chosenModel() ? "" : "There is no model to ask. Put a GGUF file where the server looks for models, and send again.");
+  } catch (error) {
+    tell(error.message);
+  }
 }
 
 function retry() {

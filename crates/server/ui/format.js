@@ -38,9 +38,14 @@ export function seconds(value) {
   if (!isNumber(value)) return NONE;
   if (value < 1) return `${Math.round(value * 1000)} ms`;
   if (value < 60) return `${digits(value)} s`;
-  if (value < 3600) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
-  if (value < 86400) return `${Math.floor(value / 3600)} h ${Math.round((value % 3600) / 60)} min`;
-  return `${Math.floor(value / 86400)} days`;
+  if (value < 3600) return twoUnits(Math.round(value), 60, "min", "s");
+  if (value < 86400) return twoUnits(Math.round(value / 60), 60, "h", "min");
+  return twoUnits(Math.round(value / 3600), 24, "d", "h");
+}
+
+function twoUnits(smalls, ratio, large, small) {
+  const rest = smalls % ratio;
+  return `${Math.floor(smalls / ratio)} ${large}${rest ? ` ${rest} ${small}` : ""}`;
 }
 
 /** "5 min ago" for a time stamp that `Date` can read. */

@@ -3,6 +3,8 @@
 import { crisp, h, setText } from "./dom.js";
 import { count, orZero, percent } from "./format.js";
 
+// As many as a large model has, several times over.
+const CELLS_MAX = 100_000;
 const CELL_MAX = 16;
 const CELL_HEIGHT_MIN = 5;
 // Cells of this size have a gap between them, and a line around those in memory.
@@ -76,20 +78,17 @@ const clamp = ({ layer, expert }, grid) => ({
   expert: Math.min(Math.max(expert, 0), grid.experts - 1),
 });
 
-// { layers, experts, uses(layer, expert), resident(layer, expert), most, total }, or null without experts.
+// { layers, experts, cells: [{ layer, expert, uses, resident }] } row by row, or null without experts.
 function read(experts) {
   const rows = Array.isArray(experts?.uses) ? experts.uses : [];
   const grid = { layers: experts?.layers ?? rows.length, experts: experts?.experts ?? rows[0]?.length };
   if (!(grid.layers > 0 && grid.experts > 0)) return null;
   const bits = (experts.resident ?? []).map(bytesOf);
-  grid.uses = (layer, expert) => orZero(rows[layer]?.[expert]);
-  grid.resident = (layer, expert) => ((bits[layer]?.[expert >> 3] ?? 0) >> (expert & 7)) & 1;
-  grid.all = [];
-  for (let layer = 0; layer < grid.layers; layer += 1) {
-    for (let expert = 0; expert < grid.experts; expert += 1) {
-      grid.all.push({ layer, expert, uses: grid.uses(layer, expert), resident: grid.resident(layer, expert) });
-    }
-  }
+  grid.cells = Array.from({ length: Math.min(grid.layers * grid.experts, CELLS_MAX) }, (_, at) => {
+    const [layer, expert] = [Math.floor(at / grid.experts), at % grid.experts];
+    const resident = ((bits[layer]?.[expert >> 3] ?? 0) >> (expert & 7)) & 1;
+    return { layer, expert, uses: orZero(rows[layer]?.[expert]), resident };
+  });
   return grid;
 }
 
@@ -98,22 +97,23 @@ function bytesOf(hex) {
   return Array.from(String(hex).match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
 }
 
-function summaryOf({ all, layers, experts }) {
-  const resident = all.filter((cell) => cell.resident);
-  const total = all.reduce((sum, cell) => sum + cell.uses, 0);
-  const parts = [`${count(layers)} layers of ${count(experts)} experts; ${count(resident.length)} of ${count(all.length)} in memory`];
+function summaryOf({ cells, layers, experts }) {
+  const resident = cells.filter((cell) => cell.resident);
+  const total = cells.reduce((sum, cell) => sum + cell.uses, 0);
+  const parts = [`${count(layers)} layers of ${count(experts)} experts; ${count(resident.length)} of ${count(cells.length)} in memory`];
   if (total > 0) {
     const served = resident.reduce((sum, cell) => sum + cell.uses, 0);
-    const busiest = all.reduce((best, cell) => (cell.uses > best.uses ? cell : best));
+    const busiest = cells.reduce((best, cell) => (cell.uses > best.uses ? cell : best));
     parts.push(`these have ${percent(served / total)} of all uses`);
     parts.push(`the busiest is ${busiest.expert} of layer ${busiest.layer}`);
   }
   return `${parts.join("; ")}.`;
 }
 
-function cellText(grid, { layer, expert }) {
-  const where = grid.resident(layer, expert) ? "in memory" : "on the drive";
-  return `Layer ${layer}, expert ${expert}: ${count(grid.uses(layer, expert))} uses, ${where}`;
+function cellText({ cells, experts }, cursor) {
+  const cell = cells[cursor.layer * experts + cursor.expert];
+  const where = cell.resident ? "in memory" : "on the drive";
+  return `Layer ${cell.layer}, expert ${cell.expert}: ${count(cell.uses)} uses, ${where}`;
 }
 
 // Cells are whole pixels wide, so that the grid is even; the canvas ends with its last cell.
@@ -129,8 +129,8 @@ function draw(canvas, grid, cursor, room) {
   const colours = [style.borderBottomColor, style.color];
   const ink = style.outlineColor;
   const gap = cell >= CELL_ROOMY * scale ? Math.round(scale) : 0;
-  const most = Math.max(1, ...grid.all.map((one) => one.uses));
-  for (const { layer, expert, uses, resident } of grid.all) {
+  const most = grid.cells.reduce((top, one) => Math.max(top, one.uses), 1);
+  for (const { layer, expert, uses, resident } of grid.cells) {
     const box = [expert * cell, layer * tall, cell - gap, tall - (gap || (tall > 4 ? 1 : 0))];
     context.fillStyle = colours[resident];
     context.globalAlpha = FAINTEST + (1 - FAINTEST) * Math.sqrt(uses / most);

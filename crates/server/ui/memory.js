@@ -6,13 +6,13 @@ import { bytes, isNumber, orZero } from "./format.js";
 // What is in each place: the field of `tiers`, the class of its colour, and its name.
 const MEMORY = [
   ["ram_weights_bytes", "weights", "Weights that stay"],
-  ["ram_slots_bytes", "slots", "Slots for what streams"],
+  ["ram_slots_bytes", "slots", "Slots that stream"],
   ["ram_kv_bytes", "kv", "Attention state"],
   ["ram_buffers_bytes", "buffers", "Buffers"],
 ];
 const DRIVE = [
   ["drive_weights_bytes", "cold-weights", "Weights that stream"],
-  ["kv_cold_bytes", "cold-kv", "Attention state, kept"],
+  ["kv_cold_bytes", "cold-kv", "Kept state"],
 ];
 
 export function memoryView() {
@@ -32,7 +32,7 @@ export function memoryView() {
 
     const kept = parts(DRIVE);
     const most = Math.max(0, ...models.map((model) => orZero(model.tiers?.kv_cold_bytes_max)));
-    if (most) kept[1].note = `of at most ${bytes(most)}`;
+    if (most) kept[1].note = `of ${bytes(most)}`;
     drive.root.hidden = kept.every((part) => part.bytes === 0);
     drive.update(kept);
   }
@@ -44,7 +44,7 @@ export function memoryView() {
 function inMemory(parts, { budget_bytes, rss_bytes }) {
   const known = parts.reduce((total, part) => total + part.bytes, 0);
   const other = orZero(rss_bytes) - known;
-  if (other > 0) parts.push({ colour: "other", name: "The rest of the process", bytes: other });
+  if (other > 0) parts.push({ colour: "other", name: "Other", bytes: other });
   const used = Math.max(known, orZero(rss_bytes));
   const budget = orZero(budget_bytes);
   if (!budget) return [parts];

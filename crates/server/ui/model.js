@@ -51,7 +51,7 @@ function factsOf({ architecture, mode, layout, model_bytes, memory_bytes, n_ctx,
   if (isNumber(n_ctx)) parts.push(`${count(n_ctx)} tokens of context${parallel > 1 ? `, ${count(parallel)} at a time` : ""}`);
   const left = (new Date(expires_at ?? Number.NaN).getTime() - Date.now()) / 1000;
   if (left > KEPT_S) parts.push("stays loaded");
-  else if (left > 0) parts.push(`unloads in ${left < 60 ? "less than a minute" : seconds(60 * Math.round(left / 60))}`);
+  else if (left > 0) parts.push(`unloads in ${left < 5400 ? `${count(Math.ceil(left / 60))} min` : seconds(left)}`);
   return parts.join(" · ");
 }
 

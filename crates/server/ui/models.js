@@ -29,9 +29,9 @@ export function thinking() {
 }
 
 /** Asks the server again. Fails with an `ApiError`; the list then stays as it was. */
-export async function refreshModels() {
+export async function refreshModels(ask = false) {
   const [tags, running] = await Promise.all([
-    getJson("/api/tags", { ask: false }),
+    getJson("/api/tags", { ask }),
     getJson("/api/ps", { ask: false }).catch(() => ({})),
   ]);
   const loaded = new Set((running.models ?? []).map(nameOf));

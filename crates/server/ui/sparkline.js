@@ -1,9 +1,11 @@
-// A small curve of the last two minutes, its latest value and its peak in words.
+// A small curve of the last two minutes (of less, while there is less), its latest value and its
+// peak in words.
 
 import { crisp, h, setText } from "./dom.js";
-import { isNumber } from "./format.js";
+import { isNumber, seconds } from "./format.js";
 
 const WINDOW_MS = 120_000;
+const WINDOW_MS_MIN = 20_000;
 // A sample per second, and some slack.
 const SAMPLES_MAX = 150;
 // A gap in time this long is a gap in the curve.
@@ -29,11 +31,12 @@ export function sparkline(name, format, top) {
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
     if (!width || !samples.length) return;
     const highest = Math.max(0, ...samples.map((sample) => sample.value ?? 0));
-    setText(peak, top ? "last 2 minutes" : `at most ${format(highest)}`);
     const { context, scale, pixelsX, pixelsY } = crisp(canvas, width, height);
     const newest = samples.at(-1).at;
+    const span = Math.max(WINDOW_MS_MIN, newest - samples[0].at);
+    setText(peak, top ? `last ${seconds(Math.round(span / 1000))}` : `peak ${format(highest)}`);
     const line = 1.5 * scale;
-    const x = (at) => pixelsX - line - ((newest - at) / WINDOW_MS) * (pixelsX - 2 * line);
+    const x = (at) => pixelsX - line - ((newest - at) / span) * (pixelsX - 2 * line);
     const y = (value) => pixelsY - line - (value / (top ?? (highest || 1))) * (pixelsY - 2 * line);
     const colour = getComputedStyle(canvas).color;
     for (const run of runs(samples)) draw(context, run.map((one) => [x(one.at), y(one.value)]), colour, line, pixelsY);
