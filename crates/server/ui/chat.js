@@ -2,7 +2,6 @@
 
 import { ApiError, errorText, lines, request } from "./api.js";
 import { byId } from "./dom.js";
-import { seconds } from "./format.js";
 import { startLibrary } from "./library.js";
 import { answerView, statsOf, userView } from "./message.js";
 import { chosenModel, refreshModels, startModels, thinking } from "./models.js";
@@ -212,7 +211,7 @@ function startLive(view, reply) {
   const began = Date.now();
   const speech = startSpeaking(byId("announcer"));
   let frame = 0;
-  const sentence = () => `Waiting for the first word · ${seconds(Math.floor((Date.now() - began) / 1000) || 0)}`;
+  const sentence = () => `Waiting for the first word · ${Math.floor((Date.now() - began) / 1000)} s`;
   const show = () => {
     frame = 0;
     follow(() => view.update(sentence()));

@@ -37,7 +37,7 @@ export function percent(share) {
 export function seconds(value) {
   if (!isNumber(value)) return NONE;
   if (value < 1) return `${Math.round(value * 1000)} ms`;
-  if (value < 60) return `${digits(value)} s`;
+  if (value < 60) return `${Number.isInteger(value) ? value : digits(value)} s`;
   if (value < 3600) return twoUnits(Math.round(value), 60, "min", "s");
   if (value < 86400) return twoUnits(Math.round(value / 60), 60, "h", "min");
   return twoUnits(Math.round(value / 3600), 24, "d", "h");

@@ -11,10 +11,18 @@ const CELL_HEIGHT_MIN = 5;
 const CELL_ROOMY = 6;
 const FAINTEST = 0.1;
 
+let views = 0;
+
 export function heatmapView() {
-  const canvas = h("canvas", { tabIndex: 0, role: "application", ariaRoleDescription: "heat map" });
+  const canvas = h("canvas", {
+    tabIndex: 0,
+    role: "application",
+    ariaRoleDescription: "heat map",
+    ariaLabel: "Uses of experts; arrow keys read single ones",
+    "aria-describedby": `experts-${(views += 1)}`,
+  });
   const readout = h("p", { className: "readout", ariaLive: "polite" });
-  const summary = h("p", { className: "hint" });
+  const summary = h("p", { className: "hint", id: `experts-${views}` });
   const key = h(
     "p",
     { className: "key" },
@@ -32,14 +40,14 @@ export function heatmapView() {
     if (!grid) return;
     if (cursor) cursor = clamp(cursor, grid);
     setText(summary, summaryOf(grid));
-    canvas.ariaLabel = `Uses of experts. ${summary.textContent} Arrow keys read single experts.`;
-    redraw();
+    // A count that grows under the cursor is not read out each second.
+    redraw(document.activeElement !== canvas);
   }
 
-  function redraw() {
+  function redraw(reads = true) {
     if (!grid || !root.clientWidth) return;
     draw(canvas, grid, cursor, root.clientWidth);
-    setText(readout, cursor ? cellText(grid, cursor) : "Point at a cell, or use the arrow keys.");
+    if (reads) setText(readout, cursor ? cellText(grid, cursor) : "Point at a cell, or use the arrow keys.");
   }
 
   function move(next) {
@@ -139,8 +147,9 @@ function draw(canvas, grid, cursor, room) {
   }
   context.globalAlpha = 1;
   if (cursor) {
-    const box = [cursor.expert * cell, cursor.layer * tall, cell - gap, tall - gap];
-    frame(context, box, ink, Math.round(2 * scale));
+    const around = gap ? 0 : Math.round(2 * scale);
+    const [x, y] = [cursor.expert * cell - around, cursor.layer * tall - around];
+    frame(context, [x, y, cell - gap + 2 * around, tall - gap + 2 * around], ink, Math.round(2 * scale));
   }
 }
 

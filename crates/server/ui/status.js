@@ -57,7 +57,7 @@ function trouble(sentence) {
 function statusView(parent) {
   const memory = memoryView();
   const empty = emptyView();
-  const models = h("div");
+  const models = h("div", { id: "models" });
   const sessions = sessionsView();
   const views = new Map();
   parent.append(memory.root, empty, models, sessions.root);
