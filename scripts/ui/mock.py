@@ -44,7 +44,7 @@ class Mock:
     """A mock server on a loopback port that the system chooses, in a thread of its own.
 
     `received` holds (path, body, headers) of each POST; `hung_up` is set when a client leaves an
-    answer early; `status_fails` makes /ui/status answer 500.
+    answer early; `status_fails` makes /ui/status answer 500, `status_given` answers in its place.
     """
 
     def __init__(self, port=0, key=None, empty=False, large=False):
@@ -52,6 +52,7 @@ class Mock:
         self.received = []
         self.hung_up = threading.Event()
         self.status_fails = False
+        self.status_given = None
         self.started = time.monotonic()
         self.active = 0
         handler = type("BoundHandler", (Handler,), {"mock": self})
@@ -99,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/ui/status":
             if self.mock.status_fails:
                 return self.send_json(500, {"error": "the engine is gone."})
-            return self.send_json(200, self.mock.status())
+            return self.send_json(200, self.mock.status_given or self.mock.status())
         if path == "/api/tags":
             return self.send_json(200, {"models": [{"name": name, "size": 5_100_000_000} for name in self.mock.names()]})
         if path == "/api/ps":

@@ -242,6 +242,23 @@ def recovers(page, mock):
     page.until("document.querySelector('#status-notice').hidden", "it recovers")
 
 
+def bears_gaps(page, mock):
+    """Whatever the status leaves out, the rest is shown."""
+    open_page(page, mock.base)
+    odd = [{"experts": {"layers": 2, "experts": 9}}, {"experts": {"uses": [[1, 2]], "resident": None}}, {"tiers": None, "rates": {}}]
+    models = [{"name": f"odd{at}", **more} for at, more in enumerate(odd)]
+    try:
+        for given in ({"models": None, "version": "gap"}, {"models": [None, {}, *models], "sessions": [{}], "version": "odd"}):
+            mock.status_given = given
+            page.until(f"document.querySelector('#version').textContent === {json.dumps(given['version'])}", "it is shown")
+            expect(page, "document.querySelector('#status-notice').hidden", "without a complaint")
+        expect(page, "document.querySelectorAll('#models > section').length === 3", "three models have names")
+        expect(page, "!/NaN|undefined|null/.test(document.querySelector('#status').innerText)", "gaps are dashes")
+    finally:
+        mock.status_given = None
+    quiet(page)
+
+
 def asks_for_a_key(page, _mock):
     locked = mock_server.Mock(key="open-sesame")
     dialog = "document.querySelector('#key-dialog').open"
@@ -394,6 +411,7 @@ SCRIPTED = [
     shows_errors,
     survives_the_network,
     recovers,
+    bears_gaps,
     asks_for_a_key,
     shows_text_as_text,
     edits_and_keeps,
