@@ -22,6 +22,8 @@ mod http;
 pub mod models;
 mod ops;
 mod serve;
+#[cfg(test)]
+mod testing;
 mod ui;
 mod wire;
 

@@ -227,7 +227,7 @@ impl Answer {
         }
         let summary = self.summary(&generated);
         self.remember(&generated);
-        self.app.metrics.answer_ended(&summary);
+        self.app.metrics.answer_ended(&self.lease.entry().name, &summary);
         self.ready.push_back(Event::Done(Box::new(summary)));
         self.is_over = true;
         self.ticket = None;

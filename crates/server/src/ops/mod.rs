@@ -10,14 +10,9 @@ use axum::routing::get;
 
 use crate::app::Shared;
 
+pub(crate) use metrics::Metrics;
 #[cfg(test)]
 pub(crate) use metrics::show as show_metrics;
-pub(crate) use metrics::{Counted, Metrics};
-
-impl Metrics {
-    /// An answer ended.
-    pub(crate) fn answer_ended(&self, _summary: &crate::answer::Summary) {}
-}
 
 pub(crate) fn routes() -> Router<Shared> {
     Router::new()

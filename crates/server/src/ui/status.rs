@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::rates::Rate;
 use crate::app::{App, Shared};
-use crate::models::LoadedModel;
+use crate::models::{self, LoadedModel};
 
 /// The server, as the page shows it.
 #[derive(Serialize)]
@@ -54,9 +54,15 @@ struct Model {
     sequences: Vec<Sequence>,
 }
 
-/// Where its bytes are.
+/// Where its bytes are: as planned, and attention state as it is.
 #[derive(Serialize)]
 struct Tiers {
+    ram_weights_bytes: u64,
+    ram_slots_bytes: u64,
+    ram_kv_bytes: u64,
+    ram_buffers_bytes: u64,
+    drive_weights_bytes: u64,
+    kv_cold_bytes_max: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_hot_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,10 +134,7 @@ impl Model {
             expires_at: model.expires_at,
             model_bytes: facts.weight_bytes,
             memory_bytes: model.memory_bytes,
-            tiers: Tiers {
-                kv_hot_bytes: status.kv.as_ref().map(|kv| kv.hot_bytes),
-                kv_cold_bytes: status.kv.as_ref().map(|kv| kv.cold_bytes),
-            },
+            tiers: Tiers::of(&facts.tiers, &status),
             stream: Stream {
                 lookups: status.stream.unit_lookups,
                 hits: status.stream.unit_hits,
@@ -146,6 +149,21 @@ impl Model {
             },
             sequences: sequences(name, &status),
             experts: status.experts.map(Experts::of),
+        }
+    }
+}
+
+impl Tiers {
+    fn of(planned: &models::Tiers, status: &EngineStatus) -> Tiers {
+        Tiers {
+            ram_weights_bytes: planned.ram_weights_bytes,
+            ram_slots_bytes: planned.ram_slots_bytes,
+            ram_kv_bytes: planned.ram_kv_bytes,
+            ram_buffers_bytes: planned.ram_buffers_bytes,
+            drive_weights_bytes: planned.drive_weights_bytes,
+            kv_cold_bytes_max: planned.kv_cold_bytes_max,
+            kv_hot_bytes: status.kv.as_ref().map(|kv| kv.hot_bytes),
+            kv_cold_bytes: status.kv.as_ref().map(|kv| kv.cold_bytes),
         }
     }
 }
