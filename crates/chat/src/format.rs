@@ -32,3 +32,13 @@ impl Format {
         self.thinks.then_some("</think>")
     }
 }
+
+impl Format {
+    pub(crate) fn with_described_tools(self) -> Format {
+        self
+    }
+
+    pub(crate) fn with_stop(self, _eos: &str) -> Format {
+        self
+    }
+}
