@@ -46,10 +46,8 @@ impl Constraint {
     /// # Errors
     /// [`ConstraintError::Failed`] if no token may come, or a limit per token was reached.
     pub fn mask(&mut self) -> Result<Mask<'_>, ConstraintError> {
-        self.mask = self
-            .matcher
-            .compute_mask_or_eos()
-            .map_err(|error| ConstraintError::failed(&error.to_string()))?;
+        self.mask = next(&mut self.matcher, &self.vocabulary)
+            .map_err(|message| ConstraintError::failed(&message))?;
         Ok(Mask::new(&self.mask))
     }
 
@@ -75,12 +73,12 @@ impl Constraint {
 
     /// Whether the text may end here; never after a failure.
     pub fn may_end(&mut self) -> bool {
-        self.must_end() || self.matcher.is_accepting().unwrap_or(false)
+        may_end(&mut self.matcher)
     }
 
     /// Whether only end tokens may come; never after a failure.
     pub fn must_end(&mut self) -> bool {
-        matches!(self.matcher.stop_reason(), StopReason::NoExtension | StopReason::EndOfSentence)
+        must_end(&self.matcher)
     }
 }
 
@@ -103,7 +101,29 @@ fn compile(vocabulary: &Vocabulary, grammar: TopLevelGrammar) -> Result<Matcher,
     // text obeys, at a mask.
     matcher
         .consume_tokens(&[])
-        .and_then(|()| matcher.compute_mask_or_eos())
-        .map_err(|error| ConstraintError::refused_rule(&format!("{error:#}")))?;
+        .map_err(|error| format!("{error:#}"))
+        .and_then(|()| next(&mut matcher, vocabulary))
+        .map_err(|message| ConstraintError::refused_rule(&message))?;
     Ok(matcher)
+}
+
+/// The tokens that may come next, or what `llguidance` says. A grammar may name an end token, or
+/// any token, but that isn't where the text ends: there `llguidance` takes no end token either.
+fn next(matcher: &mut Matcher, vocabulary: &Vocabulary) -> Result<SimpleVob, String> {
+    let mut mask = matcher.compute_mask_or_eos().map_err(|error| format!("{error:#}"))?;
+    if !may_end(matcher) {
+        vocabulary.ends().iter().for_each(|&end| mask.disallow_token(end));
+        if mask.is_zero() {
+            return Err("it asks for an end token before its end".to_owned());
+        }
+    }
+    Ok(mask)
+}
+
+fn may_end(matcher: &mut Matcher) -> bool {
+    must_end(matcher) || matcher.is_accepting().unwrap_or(false)
+}
+
+fn must_end(matcher: &Matcher) -> bool {
+    matches!(matcher.stop_reason(), StopReason::NoExtension | StopReason::EndOfSentence)
 }

@@ -15,6 +15,7 @@
 
 mod constraint;
 mod error;
+pub mod fuzz;
 mod limits;
 mod mask;
 mod rule;

@@ -111,8 +111,6 @@ fn multiplied() {
         .collect();
     check_too_complex("alternatives", json!({"allOf": options}));
     check_too_complex("nested alternatives", nested(14, |inner| json!({"anyOf": [inner, inner]})));
-    let types = vec!["array"; 8];
-    check_too_complex("types", nested(6, |inner| json!({"type": types, "items": inner})));
     check_too_complex(
         "mismatches",
         json!({"type": "object", "properties": named(1000, &json!({"type": "integer"})),
@@ -152,6 +150,7 @@ fn malformed() {
     check_invalid(json!(false));
     check_invalid(json!({"type": "text"}));
     check_invalid(json!({"type": 1}));
+    check_invalid(json!({"type": vec!["array"; 20_000 / 2]}));
     check_invalid(json!({"properties": []}));
     check_invalid(json!({"items": 1}));
     check_invalid(json!({"anyOf": {}}));
@@ -185,12 +184,12 @@ fn large_numbers() {
         json!({"type": "array", "items": {"type": "integer"}, "maxItems": 1_000_000_000}),
         json!({"type": "object", "minProperties": 1_000_000_000}),
         json!({"type": "integer", "minimum": -9.2e18, "maximum": 9.2e18}),
-        json!({"type": "integer", "multipleOf": 9973}),
+        json!({"type": "integer", "multipleOf": 2003}),
         nested(8, |inner| json!({"type": "array", "items": inner, "minItems": 1000})),
-        json!({"enum": (0..15_000).map(|i| format!("v{i}")).collect::<Vec<_>>()}),
-        json!({"type": "object", "properties": named(1000, &json!({"type": "integer"}))}),
-        json!({"oneOf": [{"enum": (0..5000).map(|i| format!("v{i}")).collect::<Vec<_>>()},
-                         {"enum": (0..5000).map(|i| format!("w{i}")).collect::<Vec<_>>()}]}),
+        json!({"enum": (0..6000).map(|i| format!("v{i}")).collect::<Vec<_>>()}),
+        json!({"type": "object", "properties": named(400, &json!({"type": "integer"}))}),
+        json!({"oneOf": [{"enum": (0..2000).map(|i| format!("v{i}")).collect::<Vec<_>>()},
+                         {"enum": (0..2000).map(|i| format!("w{i}")).collect::<Vec<_>>()}]}),
     ] {
         check_bounded(&Rule::JsonSchema(schema));
     }

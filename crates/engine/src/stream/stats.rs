@@ -1,6 +1,6 @@
 //! The numbers of streaming.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -59,7 +59,7 @@ impl StreamStats {
 pub(crate) struct Shared {
     pub(super) stats: Mutex<StreamStats>,
     pub(super) segments: Mutex<Option<Vec<Segment>>>,
-    pub(super) experts: Mutex<Option<ExpertMap>>,
+    pub(super) experts: Mutex<Option<Arc<ExpertMap>>>,
 }
 
 impl Shared {
@@ -68,7 +68,7 @@ impl Shared {
     }
 
     /// Which experts are used, and which are in memory; `None` if none are streamed.
-    pub(crate) fn experts(&self) -> Option<ExpertMap> {
+    pub(crate) fn experts(&self) -> Option<Arc<ExpertMap>> {
         self.experts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

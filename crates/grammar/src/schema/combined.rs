@@ -11,7 +11,7 @@ use crate::error::ConstraintError;
 use crate::limits::{COMBINED_NODES_MAX, COMBINED_PATTERNS_MAX};
 use crate::schema::{over, referred};
 
-/// What a schema without a `type` stands for: one alternative per type of JSON.
+/// Types of JSON, into which a schema is taken apart.
 const TYPES: usize = 6;
 
 /// # Errors
@@ -120,11 +120,6 @@ impl Estimate<'_> {
 
     /// The size of all that isn't an applicator.
     fn own(&mut self, keywords: &Map<String, Value>, combined: bool) -> Size {
-        let types = match keywords.get("type") {
-            None => TYPES,
-            Some(Value::Array(types)) => types.len(),
-            Some(_) => 1,
-        };
         let mut within = Size::ONE;
         for (keyword, value) in keywords.iter().filter(|(keyword, _)| !is_applicator(keyword)) {
             within = match (keyword.as_str(), value) {
@@ -142,8 +137,8 @@ impl Estimate<'_> {
         }
         let texts = ["pattern", "format"].iter().filter(|&&keyword| keywords.contains_key(keyword));
         Size {
-            alternatives: within.alternatives.saturating_mul(types),
-            nodes: within.nodes.saturating_mul(types),
+            alternatives: within.alternatives.saturating_mul(kinds(keywords)),
+            nodes: within.nodes.saturating_add(TYPES),
             patterns: within.patterns.max(texts.count()),
         }
     }
@@ -169,6 +164,14 @@ impl Estimate<'_> {
             }
         }
     }
+}
+
+/// How many alternatives the types of a schema are. Alternatives of two types vanish where they
+/// meet, so that one per type remains, whatever meets; only a number may be both.
+fn kinds(keywords: &Map<String, Value>) -> usize {
+    let types = keywords.get("type").and_then(Value::as_array).map(Vec::as_slice);
+    let has = |name: &str| types.unwrap_or_default().iter().any(|kind| kind == name);
+    if has("integer") && has("number") { 2 } else { 1 }
 }
 
 fn is_applicator(keyword: &str) -> bool {

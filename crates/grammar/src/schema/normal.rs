@@ -228,6 +228,9 @@ impl<'a> Writer<'a> {
                 let mut names = value.as_array().into_iter().flatten().filter_map(Value::as_str);
                 names.try_for_each(|name| self.count_name(name))
             }
+            "type" if value.as_array().is_some_and(|types| repeats(types)) => {
+                Err(ConstraintError::invalid("\"type\" names a type twice"))
+            }
             "minProperties" | "maxProperties" => {
                 self.chooses_properties = true;
                 self.count_properties(0)
@@ -301,6 +304,17 @@ impl<'a> Writer<'a> {
         }
         Ok(())
     }
+}
+
+fn repeats(values: &[Value]) -> bool {
+    let mut rest = values;
+    while let Some((first, others)) = rest.split_first() {
+        if others.contains(first) {
+            return true;
+        }
+        rest = others;
+    }
+    false
 }
 
 /// How many of the names in `required` are not among the properties of the same schema.

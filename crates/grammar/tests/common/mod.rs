@@ -1,6 +1,8 @@
 //! A small vocabulary, and ways to run a constraint.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::sync::LazyLock;
+
 use hypura_grammar::{Constraint, ConstraintError, Rule, TokenText, Vocabulary};
 
 /// The token that ends.
@@ -14,28 +16,65 @@ pub(crate) const UNUSED: u32 = 259;
 /// Plain text that spells `<tool_call>`.
 pub(crate) const SPELLED: u32 = 260;
 
+/// Tokens of several bytes, after [`SPELLED`]; the last two are halves of one character.
+const WORDS: [&[u8]; 13] = [
+    b"{\"",
+    b"\": ",
+    b"\": \"",
+    b"\", \"",
+    b"\"}",
+    b", ",
+    b"true",
+    b"null",
+    b"}}",
+    b"]}",
+    b"00",
+    &[0xf0, 0x9f],
+    &[0x98, 0x80],
+];
+
 /// All bytes as tokens of the same number, special tokens, and some longer tokens.
-pub(crate) fn vocabulary() -> Vocabulary {
-    let words = ["{\"", "\": ", "\": \"", "\", \"", "\"}", ", ", "true", "null", "}}", "]}", "00"];
+pub(crate) fn vocabulary() -> &'static Vocabulary {
+    static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(make_vocabulary);
+    &VOCABULARY
+}
+
+fn make_vocabulary() -> Vocabulary {
     let mut tokens: Vec<TokenText> = (0..=255).map(|byte| TokenText::Text(vec![byte])).collect();
     tokens.push(TokenText::Control(b"<|end|>".to_vec()));
     tokens.push(TokenText::Control(b"<|turn|>".to_vec()));
     tokens.push(TokenText::Control(b"<tool_call>".to_vec()));
     tokens.push(TokenText::Unused);
     tokens.push(TokenText::Text(b"<tool_call>".to_vec()));
-    tokens.extend(words.iter().map(|word| TokenText::Text(word.as_bytes().to_vec())));
-    // A character of four bytes, halved.
-    tokens.push(TokenText::Text(vec![0xf0, 0x9f]));
-    tokens.push(TokenText::Text(vec![0x98, 0x80]));
+    tokens.extend(WORDS.iter().map(|word| TokenText::Text(word.to_vec())));
     Vocabulary::new(tokens, END, &[END_OF_TURN]).expect("a vocabulary")
 }
 
+/// The bytes of a token of text.
+pub(crate) fn token_bytes(token: u32) -> Option<&'static [u8]> {
+    static BYTES: [u8; 256] = {
+        let mut bytes = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            bytes[byte as usize] = (byte & 0xff) as u8;
+            byte += 1;
+        }
+        bytes
+    };
+    let token = token as usize;
+    match token.checked_sub(SPELLED as usize) {
+        None => BYTES.get(token..=token),
+        Some(0) => Some(b"<tool_call>"),
+        Some(word) => WORDS.get(word - 1).copied(),
+    }
+}
+
 pub(crate) fn constraint(rule: &Rule) -> Constraint {
-    Constraint::new(&vocabulary(), rule).unwrap_or_else(|error| panic!("{rule:?}: {error}"))
+    Constraint::new(vocabulary(), rule).unwrap_or_else(|error| panic!("{rule:?}: {error}"))
 }
 
 pub(crate) fn refused(rule: &Rule) -> ConstraintError {
-    match Constraint::new(&vocabulary(), rule) {
+    match Constraint::new(vocabulary(), rule) {
         Ok(_) => panic!("{rule:?} was not refused"),
         Err(error) => error,
     }

@@ -70,6 +70,8 @@ struct State {
     loaded: Vec<Arc<Loaded>>,
     /// Whether somebody is loading: one at a time.
     is_loading: bool,
+    /// Whether it waits for others to go: nobody is let in to them meanwhile.
+    is_making_room: bool,
     memories: HashMap<String, Arc<Memory>>,
     /// The server stops: nothing is loaded any more.
     is_closed: bool,
@@ -140,11 +142,11 @@ impl Models {
                     return Err(ApiError::new(ErrorKind::Unavailable, "the server is stopping"));
                 }
                 match state.find(&entry, &want) {
-                    _ if state.is_loading => None,
-                    Some(loaded) => {
+                    Some(loaded) if !state.is_making_room => {
                         return Ok(Lease::new(&self.shared, &loaded, keep_alive, false));
                     }
-                    None => {
+                    _ if state.is_loading => None,
+                    _ => {
                         state.is_loading = true;
                         Some(room::Turn::new(&self.shared))
                     }

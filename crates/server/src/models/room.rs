@@ -28,12 +28,15 @@ impl Turn {
         settings: Settings,
         keep_alive: KeepAlive,
     ) -> Result<Lease, ApiError> {
+        self.models.state().is_making_room = true;
         self.drop_older(&entry).await?;
         let needs = {
             let (models, entry, want) = (Arc::clone(&self.models), entry.clone(), want.clone());
             blocking(move || models.loader.needs(&entry, &want).map_err(|e| load_failed(&e))).await?
         };
         let memory_bytes = self.make_room(&needs).await?;
+        self.models.state().is_making_room = false;
+        self.models.changed.notify_waiters();
         let (models, of, asked) = (Arc::clone(&self.models), entry.clone(), want.clone());
         let begin = std::time::Instant::now();
         let runner = blocking(move || {
@@ -117,7 +120,9 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.models.state().is_loading = false;
+        let mut state = self.models.state();
+        (state.is_loading, state.is_making_room) = (false, false);
+        drop(state);
         self.models.changed.notify_waiters();
     }
 }
