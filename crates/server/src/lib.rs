@@ -30,3 +30,4 @@ mod wire;
 pub use app::{App, Shared, router};
 pub use config::{Config, Limits, TlsConfig};
 pub use error::{ApiError, ErrorKind};
+pub use serve::{ServeError, Server};

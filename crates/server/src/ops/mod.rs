@@ -10,7 +10,7 @@ use axum::routing::get;
 
 use crate::app::Shared;
 
-pub(crate) use metrics::Metrics;
+pub(crate) use metrics::{Counted, Metrics};
 #[cfg(test)]
 pub(crate) use metrics::show as show_metrics;
 
