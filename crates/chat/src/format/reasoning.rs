@@ -30,10 +30,10 @@ static MARKS: &[Marks] = &[
     marks(&["<|channel>"], "<|channel>thought\n", "<channel|>"),
     marks(&["<|inner_prefix|>"], "<|inner_prefix|>", "<|inner_suffix|>"),
     marks(&["◁/think▷"], "◁think▷", "◁/think▷"),
-    marks(&["<|open|>", "think"], "<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    marks(&["<|open|>", "<|close|>"], "<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     marks(&["<|begin|>assistant", "<|think|>"], "<|think|>", "<|end|>"),
     marks(&["mm:think"], "<mm:think>", "</mm:think>"),
-    marks(&[":opensource", "think"], "<think:opensource>", "</think:opensource>"),
+    marks(&[":opensource", "<think{}>"], "<think:opensource>", "</think:opensource>"),
     marks(
         &["[BEGIN FINAL RESPONSE]"],
         "Here are my reasoning steps:\n",
@@ -68,7 +68,7 @@ const WRAPPERS: [&str; 12] = [
 ];
 
 /// Tokens that end an answer.
-const STOPS: [&str; 25] = [
+const STOPS: [&str; 27] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
@@ -92,6 +92,8 @@ const STOPS: [&str; 25] = [
     "<seed:eos>",
     "[e~[",
     "<SPECIAL_12>",
+    "<|tool_response>",
+    "<sep>",
     "</assistant>",
     "</s>",
 ];

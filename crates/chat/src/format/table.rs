@@ -78,6 +78,8 @@ pub(crate) struct Tags {
     pub(crate) value_end: &'static str,
     /// Whether each value stands in lines of its own.
     pub(crate) padded: bool,
+    /// Whether texts may stand in `<![CDATA[` and `]]>`.
+    pub(crate) cdata: bool,
     /// An attribute that says that the value is a text, and one that says that it is JSON.
     pub(crate) kinds: Option<(&'static str, &'static str)>,
 }
@@ -89,6 +91,7 @@ const PARAMETER: Tags = Tags {
     value_begin: "",
     value_end: "</parameter>",
     padded: true,
+    cdata: false,
     kinds: None,
 };
 
@@ -99,6 +102,7 @@ const INVOKE: Tags = Tags {
     value_begin: ">",
     value_end: "</parameter>",
     padded: false,
+    cdata: false,
     kinds: None,
 };
 
@@ -109,6 +113,7 @@ const ARG_KEY: Tags = Tags {
     value_begin: "<arg_value>",
     value_end: "</arg_value>",
     padded: false,
+    cdata: false,
     kinds: None,
 };
 
@@ -171,7 +176,7 @@ pub(crate) static PYTHON: Syntax = syntax("python", &[], NOTHING, NOTHING, Body:
 /// gpt-oss: channels, see `parse/channel.rs`. The calls' header is only written here.
 pub(crate) static HARMONY: Syntax = syntax(
     "harmony",
-    &["<|channel|>", "<|message|>", "to=functions."],
+    &["<|channel|>", "<|message|>", "<|start|>"],
     NOTHING,
     ("<|channel|>commentary to=functions.", "<|call|>"),
     Body::Named {
@@ -254,7 +259,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
     },
     &syntax(
         "kimi-k3",
-        &["'call tool=", "<|open|>"],
+        &["<|open|>", "<|close|>"],
         ("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
         ("<|open|>call tool=\"", "<|close|>call<|sep|>"),
         Body::Tagged(Tags {
@@ -264,6 +269,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
             value_begin: "<|sep|>",
             value_end: "<|close|>argument<|sep|>",
             padded: false,
+            cdata: false,
             kinds: Some((" type=\"string\"", " type=\"object\"")),
         }),
     ),
@@ -310,7 +316,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
     ),
     &syntax(
         "hunyuan",
-        &["<arg_key:opensource>"],
+        &["<arg_key{}>", ":opensource"],
         ("<tool_calls:opensource>\n", "</tool_calls:opensource>"),
         ("<tool_call:opensource>", "</tool_call:opensource>"),
         Body::Tagged(Tags {
@@ -343,7 +349,12 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
         &["<function name=", "<param name="],
         NOTHING,
         ("<function name=\"", "</function>"),
-        Body::Tagged(Tags { open: "<param name=\"", value_end: "</param>", ..INVOKE }),
+        Body::Tagged(Tags {
+            open: "<param name=\"",
+            value_end: "</param>",
+            cdata: true,
+            ..INVOKE
+        }),
     ),
     &syntax(
         "functionary-v3.1",
@@ -456,7 +467,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
     ),
     &syntax(
         "gigachat3",
-        &["function call<|role_sep|>"],
+        &["function call", "<|message_sep|>"],
         ("<|message_sep|>\n\nfunction call<|role_sep|>\n", ""),
         NOTHING,
         json("name", "arguments"),

@@ -298,10 +298,18 @@ fn path(item: &Value, path: &Value) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// The items of what is filtered; these filters take `None` for an empty list.
+fn truthy(args: &Args<'_, '_, '_>) -> Result<Vec<Value>, Error> {
+    match args.first()? {
+        value if value.is_true() => items(args.state, &value),
+        _ => Ok(Vec::new()),
+    }
+}
+
 fn map(args: &Args<'_, '_, '_>) -> Result<Value, Error> {
     let mut out = Vec::new();
     let attribute = args.get(usize::MAX, "attribute");
-    for item in items(args.state, &args.first()?)? {
+    for item in truthy(args)? {
         out.push(match &attribute {
             Some(name) => match path(&item, name)? {
                 value if value.is_undefined() => {
@@ -325,7 +333,7 @@ fn select(args: &Args<'_, '_, '_>, wanted: bool, by_attribute: bool) -> Result<V
     let test_at = 1 + usize::from(by_attribute);
     let test = args.text(test_at, "test")?;
     let mut out = Vec::new();
-    for item in items(args.state, &args.first()?)? {
+    for item in truthy(args)? {
         let value = attribute.as_ref().map_or(Ok(item.clone()), |name| path(&item, name))?;
         let passes = match &test {
             None => value.is_true(),

@@ -56,7 +56,7 @@ impl NamedCall {
                     self.state = State::Json(call);
                     return step;
                 }
-                let head = until.feed(c, self.marks.head_end.trim_end());
+                let head = until.feed(c, self.marks.head_end);
                 match head {
                     Some(head) => self.head(&head, out),
                     None if until.text().len() > NAME_BYTES_MAX + self.marks.head_end.len() => {
