@@ -67,7 +67,8 @@ fn trip(template: &ChatTemplate, calls: &[ToolCall]) -> Result<(), Failure> {
     let same = prompt.bytes().zip(whole.bytes()).take_while(|(a, b)| a == b).count();
     let mut start = (0..=same).rev().find(|at| whole.is_char_boundary(*at)).unwrap_or(0);
     // Not in the midst of a mark.
-    if let Some(open) = whole[..start].rfind('<').filter(|open| !whole[*open..start].contains('>')) {
+    if let Some(open) = whole[..start].rfind('<').filter(|open| !whole[*open..start].contains('>'))
+    {
         start = open;
     }
     let answer = &whole[start..];

@@ -23,8 +23,7 @@ pub(crate) fn probe(template: &ChatTemplate, source: &str) -> (Shape, Capabiliti
     probe.calls(tools);
     let shown = probe.reasoning();
     let (thinking, thinking_switch) = probe.switch();
-    let capabilities =
-        Capabilities { tools, thinking: thinking || shown, thinking_switch, system };
+    let capabilities = Capabilities { tools, thinking: thinking || shown, thinking_switch, system };
     (probe.shape, capabilities)
 }
 
@@ -35,10 +34,16 @@ struct Probe<'a> {
 
 impl Probe<'_> {
     /// Renders with the shape so far; `None` if the template refuses.
-    fn render(&self, messages: &[Message], tools: &[Tool], think: Option<&Think>) -> Option<String> {
+    fn render(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        think: Option<&Think>,
+    ) -> Option<String> {
         let names: Vec<(String, Value)> =
             thinking(think).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let messages = self.shape.messages(messages, tools, self.template.format(), Concession::ShortIds);
+        let messages =
+            self.shape.messages(messages, tools, self.template.format(), Concession::ShortIds);
         let now = DateTime::<FixedOffset>::default();
         self.template.render_shaped(&messages, self.shape.tools(tools), &names, true, now).ok()
     }
@@ -114,8 +119,10 @@ impl Probe<'_> {
             call.arguments = json!({});
         }
         messages.push(result());
-        let plain =
-            [Message::new("user", OTHER), Message { reasoning: Some(WORD.into()), ..Message::new("assistant", OTHER) }];
+        let plain = [
+            Message::new("user", OTHER),
+            Message { reasoning: Some(WORD.into()), ..Message::new("assistant", OTHER) },
+        ];
         let places = [
             Reasoning::ReasoningContent,
             Reasoning::Reasoning,
@@ -127,9 +134,8 @@ impl Probe<'_> {
             let texts = [self.render(&messages, &[tool()], None), self.render(&plain, &[], None)];
             // A message that is written as it was given, keys and all, was not read.
             let keys = ["'thinking'", "\"thinking\"", "reasoning\"", "reasoning_content"];
-            let reads = |text: &String| {
-                text.contains(WORD) && !keys.iter().any(|key| text.contains(key))
-            };
+            let reads =
+                |text: &String| text.contains(WORD) && !keys.iter().any(|key| text.contains(key));
             if texts.iter().flatten().any(reads) {
                 return true;
             }

@@ -8,7 +8,9 @@ mod write;
 use std::sync::Arc;
 
 pub(crate) use reasoning::Marks;
-pub(crate) use table::{BARE, Body, COMMAND_R, FENCED, HARMONY, HERMES, PYTHON, SYNTAXES, Syntax, Tags};
+pub(crate) use table::{
+    BARE, Body, COMMAND_R, FENCED, HARMONY, HERMES, OLD_MISTRAL, PYTHON, SYNTAXES, Syntax, Tags,
+};
 
 use crate::message::{Tool, ToolCall};
 use crate::parse::Parser;

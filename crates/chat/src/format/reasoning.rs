@@ -34,11 +34,7 @@ static MARKS: &[Marks] = &[
     marks(&["<|begin|>assistant", "<|think|>"], "<|think|>", "<|end|>"),
     marks(&["mm:think"], "<mm:think>", "</mm:think>"),
     marks(&[":opensource", "<think{}>"], "<think:opensource>", "</think:opensource>"),
-    marks(
-        &["[BEGIN FINAL RESPONSE]"],
-        "Here are my reasoning steps:\n",
-        "[BEGIN FINAL RESPONSE]",
-    ),
+    marks(&["[BEGIN FINAL RESPONSE]"], "Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]"),
     marks(&["<think>"], "<think>", "</think>"),
     marks(&["</think>"], "<think>", "</think>"),
 ];
@@ -100,7 +96,8 @@ const STOPS: [&str; 27] = [
 
 /// The wrappers that occur in a template. Those of plain words count only where they are marks.
 pub(crate) fn wrappers(template: &str) -> Vec<&'static str> {
-    let granite = template.contains("<think></think>") && template.contains("<response></response>");
+    let granite =
+        template.contains("<think></think>") && template.contains("<response></response>");
     let occurs = |mark: &&str| match *mark {
         "<response>" | "</response>" => granite,
         // Put together by the template's macros.

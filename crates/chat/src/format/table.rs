@@ -173,18 +173,22 @@ pub(crate) static COMMAND_R: Syntax = syntax(
 /// Python's calls without any mark, at the beginning of the answer.
 pub(crate) static PYTHON: Syntax = syntax("python", &[], NOTHING, NOTHING, Body::Python);
 
+/// Mistral before version 11 of its tokenizer.
+pub(crate) static OLD_MISTRAL: Syntax = syntax(
+    "mistral",
+    &["[TOOL_CALLS]"],
+    ("[TOOL_CALLS]", ""),
+    NOTHING,
+    list("name", "arguments", "id"),
+);
+
 /// gpt-oss: channels, see `parse/channel.rs`. The calls' header is only written here.
 pub(crate) static HARMONY: Syntax = syntax(
     "harmony",
     &["<|channel|>", "<|message|>", "<|start|>"],
     NOTHING,
     ("<|channel|>commentary to=functions.", "<|call|>"),
-    Body::Named {
-        before: "",
-        id: "",
-        head_end: " <|constrain|>json<|message|>",
-        tail: "",
-    },
+    Body::Named { before: "", id: "", head_end: " <|constrain|>json<|message|>", tail: "" },
 );
 
 /// In the order in which they are tried.
@@ -285,7 +289,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
             tail: "",
         },
     ),
-    // Mistral since v11 of its tokenizer, and before.
+    // Mistral since version 11 of its tokenizer.
     &syntax(
         "mistral-args",
         &["[TOOL_CALLS]", "[ARGS]"],
@@ -293,13 +297,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
         ("[TOOL_CALLS]", ""),
         Body::Named { before: "", id: "[CALL_ID]", head_end: "[ARGS]", tail: "" },
     ),
-    &syntax(
-        "mistral",
-        &["[TOOL_CALLS]"],
-        ("[TOOL_CALLS]", ""),
-        NOTHING,
-        list("name", "arguments", "id"),
-    ),
+    &OLD_MISTRAL,
     &syntax(
         "minimax-m2",
         &["<minimax:tool_call>"],
@@ -329,13 +327,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
         }),
     ),
     // GLM 4.5 and later, Ling 3, Laguna, Spark.
-    &syntax(
-        "glm",
-        &["<arg_key>"],
-        NOTHING,
-        ("<tool_call>", "</tool_call>"),
-        Body::Tagged(ARG_KEY),
-    ),
+    &syntax("glm", &["<arg_key>"], NOTHING, ("<tool_call>", "</tool_call>"), Body::Tagged(ARG_KEY)),
     // Qwen3-Coder, Qwen 3.5, Nemotron 3, Step 3.5.
     &syntax(
         "qwen3-coder",
@@ -349,12 +341,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
         &["<function name=", "<param name="],
         NOTHING,
         ("<function name=\"", "</function>"),
-        Body::Tagged(Tags {
-            open: "<param name=\"",
-            value_end: "</param>",
-            cdata: true,
-            ..INVOKE
-        }),
+        Body::Tagged(Tags { open: "<param name=\"", value_end: "</param>", cdata: true, ..INVOKE }),
     ),
     &syntax(
         "functionary-v3.1",

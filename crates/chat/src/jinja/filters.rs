@@ -38,12 +38,9 @@ pub(super) fn register(environment: &mut Environment<'static>) {
 fn texts(environment: &mut Environment<'static>) {
     add_filter(environment, "string", |args| args.first_text().map(Value::from));
     add_filter(environment, "safe", |args| args.first_text().map(Value::from));
-    for (name, method) in [
-        ("capitalize", "capitalize"),
-        ("lower", "lower"),
-        ("upper", "upper"),
-        ("trim", "strip"),
-    ] {
+    for (name, method) in
+        [("capitalize", "capitalize"), ("lower", "lower"), ("upper", "upper"), ("trim", "strip")]
+    {
         add_filter(environment, name, move |args| {
             let text = args.first_text()?;
             methods::text(args, &text, method)
@@ -209,7 +206,9 @@ fn lists(environment: &mut Environment<'static>) {
         let mut all = items(args.state, &value)?;
         all.reverse();
         match value.kind() {
-            ValueKind::String => Ok(all.iter().filter_map(Value::as_str).collect::<String>().into()),
+            ValueKind::String => {
+                Ok(all.iter().filter_map(Value::as_str).collect::<String>().into())
+            }
             _ => Ok(Value::from(all)),
         }
     });
@@ -318,7 +317,8 @@ fn map(args: &Args<'_, '_, '_>) -> Result<Value, Error> {
                 value => value,
             },
             None => {
-                let filter = args.text(1, "filter")?.ok_or_else(|| invalid("map needs a filter"))?;
+                let filter =
+                    args.text(1, "filter")?.ok_or_else(|| invalid("map needs a filter"))?;
                 let mut passed = vec![item];
                 passed.extend(args.all_but(2));
                 args.state.apply_filter(&filter, &passed)?

@@ -239,11 +239,15 @@ fn types(schema: &Value) -> Vec<String> {
     }
     for key in ["anyOf", "oneOf"] {
         let choices = schema.get(key).and_then(Value::as_array);
-        found.extend(choices.into_iter().flatten().flat_map(|choice| {
-            choice.get("type").and_then(Value::as_str).map(str::to_owned)
-        }));
+        found.extend(
+            choices
+                .into_iter()
+                .flatten()
+                .flat_map(|choice| choice.get("type").and_then(Value::as_str).map(str::to_owned)),
+        );
     }
-    if let (true, Some(choices)) = (found.is_empty(), schema.get("enum").and_then(Value::as_array)) {
+    if let (true, Some(choices)) = (found.is_empty(), schema.get("enum").and_then(Value::as_array))
+    {
         found.extend(choices.iter().map(|choice| type_of(choice).to_owned()));
     }
     found.dedup();
