@@ -10,12 +10,19 @@
 #![warn(missing_docs)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::indexing_slicing))]
 
+mod error;
 mod format;
+mod id;
+mod jinja;
 mod message;
 mod parse;
+mod probe;
+mod shape;
 mod template;
 
+pub use error::ChatError;
 pub use format::Format;
+pub use jinja::{PROMPT_BYTES_MAX, TEMPLATE_BYTES_MAX};
 pub use message::{Conversation, Message, Think, Tool, ToolCall};
 pub use parse::{Delta, Parser};
-pub use template::{Capabilities, ChatError, ChatTemplate};
+pub use template::{Capabilities, ChatTemplate};

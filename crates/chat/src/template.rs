@@ -1,42 +1,46 @@
 //! Chat templates: from messages to the prompt that the model was trained on.
-//!
-//! A model carries its template (Jinja2, `tokenizer.chat_template`). It is rendered by minijinja
-//! with the names and the filters that Hugging Face's `apply_chat_template` offers:
-//! `raise_exception`, `strftime_now`, `tojson` as Python writes it, methods of Python's strings
-//! and lists, trimmed blocks.
 
 use chrono::{DateTime, FixedOffset, Local};
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use serde_json::{Map, Value};
 
+use crate::error::ChatError;
 use crate::format::Format;
-use crate::message::{Conversation, Message, Think};
-
-/// A template could not be used.
-#[derive(Debug, thiserror::Error)]
-#[error("the model's chat template fails: {0}; use --raw to pass the prompt as it is")]
-pub struct ChatError(String);
-
-impl From<Error> for ChatError {
-    fn from(error: Error) -> ChatError {
-        ChatError(error.to_string())
-    }
-}
-
-/// A compiled chat template.
-pub struct ChatTemplate {
-    environment: Environment<'static>,
-    bos: String,
-    eos: String,
-    format: Format,
-}
-
-const NAME: &str = "chat";
+use crate::jinja::Jinja;
+use crate::message::{Conversation, Message, Tool};
+use crate::probe;
+use crate::shape::{Concession, Shape, thinking};
 
 /// What most models without a template of their own understand.
 const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n\
     {{ message.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// A model's chat template, ready to be rendered.
+///
+/// When it is made, a few small conversations are rendered to learn what it can do and in which
+/// shape it wants its messages. What it lacks is made up for: without tools of its own, they are
+/// described in the system message; without a system message, that begins the user's; and so on.
+pub struct ChatTemplate {
+    jinja: Jinja,
+    bos: String,
+    eos: String,
+    shape: Shape,
+    capabilities: Capabilities,
+    format: Format,
+}
+
+/// What a template can do, found out by rendering it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// It describes tools to the model. If not, we do, in the system message.
+    pub tools: bool,
+    /// The model can think.
+    pub thinking: bool,
+    /// Thinking can be turned off.
+    pub thinking_switch: bool,
+    /// It takes a system message. If not, that becomes part of the user's first.
+    pub system: bool,
+}
 
 impl ChatTemplate {
     /// Compiles `source`. `bos` and `eos` are the texts of the model's special tokens.
@@ -44,24 +48,30 @@ impl ChatTemplate {
     /// # Errors
     /// When the template is not valid.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, ChatError> {
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_keep_trailing_newline(true);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_function("strftime_now", |format: String| {
-            chrono::Local::now().format(&format).to_string()
-        });
-        environment.add_template_owned(NAME, source.to_owned())?;
-        Ok(ChatTemplate {
-            environment,
+        let jinja = Jinja::new(source).map_err(|error| ChatError::template(&error))?;
+        let mut template = ChatTemplate {
+            jinja,
             bos: bos.to_owned(),
             eos: eos.to_owned(),
-            format: Format::detect(source),
-        })
+            shape: Shape::default(),
+            capabilities: Capabilities {
+                tools: true,
+                thinking: false,
+                thinking_switch: false,
+                system: true,
+            },
+            format: Format::default(),
+        };
+        let mut format = Format::detect(source);
+        let (shape, mut capabilities) = probe::probe(&template, source);
+        capabilities.thinking |= format.reasoning_end().is_some();
+        if !capabilities.tools {
+            format = format.with_described_tools();
+        }
+        template.format = format.with_stop(eos);
+        template.shape = shape;
+        template.capabilities = capabilities;
+        Ok(template)
     }
 
     /// ChatML, for models that bring no template.
@@ -69,10 +79,11 @@ impl ChatTemplate {
     /// # Errors
     /// Never: the template is ours.
     pub fn chatml() -> Result<ChatTemplate, ChatError> {
-        ChatTemplate::new(CHATML, "", "")
+        ChatTemplate::new(CHATML, "", "<|im_end|>")
     }
 
-    /// Renders messages, with the beginning of an answer at the end. The clock is the system's.
+    /// Renders messages, with the beginning of an answer at the end. Templates that name the day
+    /// see the system's.
     ///
     /// # Errors
     /// When the template refuses the messages.
@@ -81,31 +92,101 @@ impl ChatTemplate {
         self.render_conversation(&conversation, true, Local::now().fixed_offset())
     }
 
-    /// Renders a conversation; `now` is what the template sees as the time.
+    /// Renders a conversation, with the beginning of an answer at the end if
+    /// `add_generation_prompt`. `now` is what the template sees as the time.
+    ///
+    /// A template that refuses is tried again with shorter ids of calls, then without the reasoning
+    /// of earlier answers, then with neighbours of one role made one message.
     ///
     /// # Errors
-    /// When the template refuses the conversation.
+    /// When the template refuses the conversation all the same; the error is that of the first
+    /// attempt.
     pub fn render_conversation(
         &self,
         conversation: &Conversation,
         add_generation_prompt: bool,
-        _now: DateTime<FixedOffset>,
+        now: DateTime<FixedOffset>,
     ) -> Result<String, ChatError> {
-        let template = self.environment.get_template(NAME)?;
-        let thinks = conversation.think.as_ref().map(|think| *think != Think::Off);
-        let text = template.render(minijinja::context! {
-            messages => conversation.messages,
-            enable_thinking => thinks,
-            add_generation_prompt => add_generation_prompt,
-            bos_token => self.bos,
-            eos_token => self.eos,
-        })?;
-        Ok(text)
+        let mut names: Vec<(String, Value)> = thinking(conversation.think.as_ref())
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        names.extend(conversation.template_args.clone());
+        let mut first_error = None;
+        let mut tried = None;
+        for concession in Concession::ALL {
+            let messages =
+                self.shape.messages(&conversation.messages, &conversation.tools, concession);
+            if tried.as_ref() == Some(&messages) {
+                continue;
+            }
+            let tools = if self.shape.tools_as_text { &[] } else { conversation.tools.as_slice() };
+            match self.render_shaped(&messages, tools, &names, add_generation_prompt, now) {
+                Ok(text) => return Ok(text),
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+            tried = Some(messages);
+        }
+        Err(first_error.unwrap_or_else(|| ChatError::Render("no attempt was made".to_owned())))
+    }
+
+    /// Renders with these names, of which none is added or changed, and the texts of the special
+    /// tokens. For comparing templates and engines; conversations go through
+    /// [`ChatTemplate::render_conversation`].
+    ///
+    /// # Errors
+    /// When the template fails.
+    pub fn render_names(
+        &self,
+        names: &Map<String, Value>,
+        now: DateTime<FixedOffset>,
+    ) -> Result<String, ChatError> {
+        let own = [("bos_token", &self.bos), ("eos_token", &self.eos)];
+        let own = own.map(|(name, text)| (name.to_owned(), Value::String(text.clone())));
+        let names = names.iter().map(|(name, value)| (name.clone(), value.clone()));
+        self.run(own.into_iter().chain(names).collect(), now)
+    }
+
+    /// Renders messages that have their shape already.
+    pub(crate) fn render_shaped(
+        &self,
+        messages: &Value,
+        tools: &[Tool],
+        names: &[(String, Value)],
+        add_generation_prompt: bool,
+        now: DateTime<FixedOffset>,
+    ) -> Result<String, ChatError> {
+        // What is absent is `None`, as Hugging Face passes it.
+        let some = |tools: &[Tool]| if tools.is_empty() { Value::Null } else { tools_json(tools) };
+        let mut all = vec![
+            ("messages".to_owned(), messages.clone()),
+            ("tools".to_owned(), some(tools)),
+            ("documents".to_owned(), Value::Null),
+            ("add_generation_prompt".to_owned(), Value::Bool(add_generation_prompt)),
+            ("bos_token".to_owned(), Value::String(self.bos.clone())),
+            ("eos_token".to_owned(), Value::String(self.eos.clone())),
+        ];
+        for (name, value) in names {
+            all.retain(|(known, _)| known != name);
+            all.push((name.clone(), value.clone()));
+        }
+        self.run(all, now)
+    }
+
+    fn run(
+        &self,
+        names: Vec<(String, Value)>,
+        now: DateTime<FixedOffset>,
+    ) -> Result<String, ChatError> {
+        let bytes = names.iter().map(|(_, value)| size(value)).sum();
+        let names = names.into_iter();
+        let names = names.map(|(name, value)| (name, minijinja::Value::from_serialize(value)));
+        self.jinja.render(names, bytes, now).map_err(|error| ChatError::render(&error))
     }
 
     /// What the template can do.
     pub fn capabilities(&self) -> Capabilities {
-        Capabilities { tools: false, thinking: false, thinking_switch: false, system: true }
+        self.capabilities
     }
 
     /// How the model writes reasoning and tool calls.
@@ -114,67 +195,58 @@ impl ChatTemplate {
     }
 }
 
-/// What a template can do, found out by rendering it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capabilities {
-    /// It describes tools to the model. Without it we do, in the system message.
-    pub tools: bool,
-    /// The model can think.
-    pub thinking: bool,
-    /// Thinking can be turned off.
-    pub thinking_switch: bool,
-    /// It takes a system message. Without it, that becomes part of the first message.
-    pub system: bool,
+fn tools_json(tools: &[Tool]) -> Value {
+    tools.iter().map(|tool| serde_json::json!(tool)).collect()
 }
 
-/// `json.dumps(value, ensure_ascii=False)`, with Python's separators.
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let _ascii: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-    let json = serde_json::to_value(value)
-        .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
-    let mut out = String::new();
-    write_json(&json, indent, 0, &mut out);
-    Ok(Value::from_safe_string(out))
+/// About how many bytes a value holds.
+fn size(value: &Value) -> usize {
+    /// What a value takes besides its text.
+    const VALUE_BYTES: usize = 32;
+    VALUE_BYTES
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(items) => items.iter().map(size).sum(),
+            Value::Object(items) => items.iter().map(|(key, item)| key.len() + size(item)).sum(),
+            _ => 0,
+        }
 }
 
-fn write_json(value: &serde_json::Value, indent: Option<usize>, depth: usize, out: &mut String) {
-    use serde_json::Value as Json;
-    let line = |depth: usize, out: &mut String| {
-        if let Some(width) = indent {
-            out.push('\n');
-            out.push_str(&" ".repeat(width * depth));
-        }
-    };
-    let separator = if indent.is_some() { "," } else { ", " };
-    match value {
-        Json::Array(items) if !items.is_empty() => {
-            out.push('[');
-            for (i, item) in items.iter().enumerate() {
-                if i > 0 {
-                    out.push_str(separator);
-                }
-                line(depth + 1, out);
-                write_json(item, indent, depth + 1, out);
-            }
-            line(depth, out);
-            out.push(']');
-        }
-        Json::Object(items) if !items.is_empty() => {
-            out.push('{');
-            for (i, (key, item)) in items.iter().enumerate() {
-                if i > 0 {
-                    out.push_str(separator);
-                }
-                line(depth + 1, out);
-                out.push_str(&Json::String(key.clone()).to_string());
-                out.push_str(": ");
-                write_json(item, indent, depth + 1, out);
-            }
-            line(depth, out);
-            out.push('}');
-        }
-        other => out.push_str(&other.to_string()),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(template: &str, expected: &str) {
+        let template = ChatTemplate::new(template, "<s>", "</s>").unwrap();
+        let messages = [Message::new("user", "Hi <you>"), Message::new("assistant", " Ho ")];
+        assert_eq!(template.render(&messages).unwrap(), expected);
+    }
+
+    #[test]
+    fn templates_render_as_python_does() {
+        check(
+            "{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m.content.strip() }};{% endfor %}",
+            "<s>user:Hi <you>;assistant:Ho;",
+        );
+        check("{{ messages[0] | tojson }}", r#"{"role": "user", "content": "Hi <you>"}"#);
+        check("{%- if true %}\n  x\n{%- endif %}\n", "  x");
+        check("{{ messages[0].content.split(' ')[-1] }}", "<you>");
+        check(
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "2",
+        );
+    }
+
+    #[test]
+    fn chatml_is_chatml() {
+        let text = ChatTemplate::chatml().unwrap().render(&[Message::new("user", "Hi")]).unwrap();
+        assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    }
+
+    #[test]
+    fn a_refusal_is_an_error() {
+        let template = ChatTemplate::new("{{ raise_exception('no system message') }}", "", "");
+        let error = template.unwrap().render(&[]).unwrap_err();
+        assert!(error.to_string().contains("no system message"), "{error}");
     }
 }

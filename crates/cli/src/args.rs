@@ -1,6 +1,7 @@
 //! The command line, as it is typed.
 
 mod kv;
+mod serve;
 mod session;
 
 use std::path::PathBuf;
@@ -11,11 +12,13 @@ use hypura_engine::{LoadOptions, io, llama};
 
 use crate::commands::bench::{BenchArgs, ChildArgs};
 use crate::commands::iobench::IobenchArgs;
+use crate::commands::library::{ListArgs, PullArgs};
 use crate::commands::optimize::OptimizeArgs;
 use crate::commands::trace::TraceArgs;
 use crate::size;
 
 pub(crate) use kv::KvArgs;
+pub(crate) use serve::{LogFormat, ServeArgs};
 pub(crate) use session::{SessionArgs, SessionCommand};
 
 const EXAMPLES: &str = "\
@@ -24,6 +27,7 @@ Examples:
   hypura run model.gguf -p \"Tell me a story\"        one answer
   hypura run model.gguf --memory 8GiB < prompt.txt  within 8 GiB, prompt from a file
   hypura run model.gguf --session trip              a chat that goes on next time
+  hypura serve --memory 8GiB                        for Ollama's, OpenAI's, Anthropic's clients
   hypura inspect model.gguf --memory 8GiB           where its bytes would be
 
 Exit codes: 0 done, 1 internal error, 2 wrong usage or too small a budget, 3 no sound model,
@@ -69,6 +73,12 @@ pub(crate) enum Command {
     /// Generate text: one answer, or a chat
     #[command(allow_negative_numbers = true)]
     Run(RunArgs),
+    /// Serve models to Ollama's, OpenAI's and Anthropic's clients
+    Serve(Box<ServeArgs>),
+    /// Fetch a model from Hugging Face
+    Pull(PullArgs),
+    /// List the models on this machine
+    List(ListArgs),
     /// Show what a model is made of, and where its bytes would go
     Inspect(InspectArgs),
     /// Show how fast a model should run here, or on a described machine
@@ -89,6 +99,16 @@ pub(crate) enum Command {
     /// One side of a comparison
     #[command(hide = true, allow_negative_numbers = true)]
     BenchChild(ChildArgs),
+}
+
+impl Command {
+    /// How a server writes what happens; `None` for other commands.
+    pub(crate) fn log_format(&self) -> Option<LogFormat> {
+        match self {
+            Command::Serve(args) => Some(args.log_format),
+            _ => None,
+        }
+    }
 }
 
 /// Which model, and within what.
@@ -152,6 +172,25 @@ pub(crate) enum FlashArg {
     Off,
 }
 
+impl LayoutArg {
+    pub(crate) fn layout(self) -> llama::Layout {
+        match self {
+            LayoutArg::Plain => llama::Layout::Plain,
+            LayoutArg::Fast => llama::Layout::Fast,
+        }
+    }
+}
+
+impl FlashArg {
+    pub(crate) fn flash_attention(self) -> llama::FlashAttention {
+        match self {
+            FlashArg::Auto => llama::FlashAttention::Auto,
+            FlashArg::On => llama::FlashAttention::On,
+            FlashArg::Off => llama::FlashAttention::Off,
+        }
+    }
+}
+
 impl ModelArgs {
     /// Tokens of context that are asked for.
     pub(crate) fn ctx_tokens(&self) -> u32 {
@@ -166,15 +205,8 @@ impl ModelArgs {
             ctx_tokens: self.ctx_tokens(),
             ubatch_tokens: self.ubatch,
             threads: self.threads,
-            layout: match self.layout {
-                LayoutArg::Plain => llama::Layout::Plain,
-                LayoutArg::Fast => llama::Layout::Fast,
-            },
-            flash_attention: match self.flash_attention {
-                FlashArg::Auto => llama::FlashAttention::Auto,
-                FlashArg::On => llama::FlashAttention::On,
-                FlashArg::Off => llama::FlashAttention::Off,
-            },
+            layout: self.layout.layout(),
+            flash_attention: self.flash_attention.flash_attention(),
             kv_type_k: self.kv.type_k(),
             kv_type_v: self.kv.type_v(),
             kv: self.kv.options(),
@@ -340,6 +372,7 @@ impl SamplingArgs {
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
             seed: self.seed,
+            ..llama::SamplerParams::default()
             ..llama::SamplerParams::default()
         }
     }

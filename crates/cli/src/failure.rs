@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use hypura_engine::plan::PlanError;
+use hypura_engine::hub::PullError;
 use hypura_engine::{EstimateError, GenerateError, LoadError, OptimizeError, ResolveError, llama};
+
+use hypura_server::ServeError;
 
 use crate::commands::bench::ChildFailed;
 use crate::commands::optimize;
@@ -77,6 +80,12 @@ impl Failure {
             let broken = error.kind() == std::io::ErrorKind::BrokenPipe;
             return Some(if broken { Failure::BrokenPipe } else { Failure::Io });
         }
+        if let Some(error) = error.downcast_ref::<PullError>() {
+            return Some(pull_failure(error));
+        }
+        if error.is::<ServeError>() {
+            return Some(Failure::Io);
+        }
         if let Some(error) = error.downcast_ref::<OptimizeError>() {
             return Some(optimize::failure_of(error));
         }
@@ -145,6 +154,25 @@ impl Failure {
             Failure::Interrupted => 130,
             Failure::BrokenPipe => 141,
         })
+    }
+}
+
+fn pull_failure(error: &PullError) -> Failure {
+    match error {
+        PullError::OllamaRegistry { .. }
+        | PullError::Reference { .. }
+        | PullError::Name(_)
+        | PullError::Endpoint { .. } => Failure::Usage,
+        PullError::NoGguf { .. }
+        | PullError::NotThere { .. }
+        | PullError::MissingPart { .. }
+        | PullError::NoChecksum { .. }
+        | PullError::Denied { .. }
+        | PullError::NotFound { .. }
+        | PullError::NotGguf { .. }
+        | PullError::Model(_) => Failure::Model,
+        PullError::Cancelled => Failure::Interrupted,
+        _ => Failure::Io,
     }
 }
 

@@ -9,17 +9,27 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::args::LogFormat;
+
 /// Warnings are always shown; `-v` adds what happens, `-vv` and more what llama.cpp says.
-pub(crate) fn start(verbose: u8) {
-    let level = ["warn", "info", "debug", "trace"][usize::from(verbose).min(3)];
+///
+/// A server says what happens without being asked, with the time, or as JSON, one object per line.
+pub(crate) fn start(verbose: u8, server: Option<LogFormat>) {
+    let quiet = usize::from(verbose) + usize::from(server.is_some());
+    let level = ["warn", "info", "debug", "trace"][quiet.min(3)];
     let filter = EnvFilter::try_from_env("HYPURA_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         // It would panic where standard error can't be written.
-        .log_internal_errors(false)
-        .without_time();
+        .log_internal_errors(false);
+    match server {
+        Some(LogFormat::Json) => return log.json().flatten_event(true).init(),
+        Some(LogFormat::Text) => return log.init(),
+        None => {}
+    }
+    let log = log.without_time();
     if verbose > 1 {
         log.init();
     } else {

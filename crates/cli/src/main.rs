@@ -46,9 +46,12 @@ fn run() -> anyhow::Result<()> {
             };
         }
     };
-    log::start(cli.verbose);
+    log::start(cli.verbose, cli.command.log_format());
     match cli.command {
         Command::Run(args) => commands::run::run(&args),
+        Command::Serve(args) => commands::serve::run(&args),
+        Command::Pull(args) => commands::library::pull(&args),
+        Command::List(args) => commands::library::list(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Estimate(args) => commands::estimate::run(&args),
         Command::Profile(args) => commands::profile::run(&args),

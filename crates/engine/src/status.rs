@@ -1,5 +1,7 @@
 //! What an engine is doing, for those who watch it.
 
+use std::sync::Arc;
+
 use hypura_kv::StoreStats;
 
 use crate::stream::StreamStats;
@@ -18,7 +20,7 @@ pub struct EngineStatus {
     /// What the tiers of attention state did; `None` if there are none.
     pub kv: Option<StoreStats>,
     /// Which experts are used, and which are in memory; `None` if none are streamed.
-    pub experts: Option<ExpertMap>,
+    pub experts: Option<Arc<ExpertMap>>,
 }
 
 /// One sequence.
@@ -71,10 +73,10 @@ pub struct Totals {
 }
 
 /// Experts of streamed layers.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExpertMap {
-    /// How often each expert of each layer was used lately.
-    pub uses: Vec<Vec<f32>>,
+    /// How often each expert of each layer was used since the model was loaded.
+    pub uses: Vec<Vec<u64>>,
     /// Whether it is in memory.
     pub resident: Vec<Vec<bool>>,
 }

@@ -1,14 +1,13 @@
 use std::fmt;
-use std::thread;
 
 use llguidance::Matcher;
 use llguidance::api::{StopReason, TopLevelGrammar};
 use llguidance::toktrie::SimpleVob;
 
 use crate::error::ConstraintError;
-use crate::limits::COMPILE_STACK_BYTES;
 use crate::mask::Mask;
 use crate::rule::Rule;
+use crate::stack::with_stack;
 use crate::vocabulary::Vocabulary;
 
 /// A rule applied to one text, token by token.
@@ -26,18 +25,13 @@ impl Constraint {
     /// # Errors
     /// [`ConstraintError::Invalid`] and [`ConstraintError::TooComplex`], both the rule's fault.
     pub fn new(vocabulary: &Vocabulary, rule: &Rule) -> Result<Self, ConstraintError> {
-        let grammar = rule.grammar()?;
-        let mut matcher = thread::scope(|scope| {
-            thread::Builder::new()
-                .name("grammar".to_owned())
-                .stack_size(COMPILE_STACK_BYTES)
-                .spawn_scoped(scope, || compile(vocabulary, grammar))
-                .map_err(|error| ConstraintError::failed(&error.to_string()))?
-                .join()
-                .unwrap_or_else(|_| Err(ConstraintError::failed("the compiler panicked")))
-        })?;
-        let ignored = matcher.grammar_warnings();
-        Ok(Self { vocabulary: vocabulary.clone(), matcher, mask: SimpleVob::new(), ignored })
+        with_stack(|| {
+            let written = rule.write()?;
+            let mut matcher = compile(vocabulary, written.grammar)?;
+            let mut ignored = written.ignored;
+            ignored.extend(matcher.grammar_warnings());
+            Ok(Self { vocabulary: vocabulary.clone(), matcher, mask: SimpleVob::new(), ignored })
+        })
     }
 
     /// What of a schema is not enforced, in sentences for its author; empty if all of it is.
@@ -52,10 +46,8 @@ impl Constraint {
     /// # Errors
     /// [`ConstraintError::Failed`] if no token may come, or a limit per token was reached.
     pub fn mask(&mut self) -> Result<Mask<'_>, ConstraintError> {
-        self.mask = self
-            .matcher
-            .compute_mask_or_eos()
-            .map_err(|error| ConstraintError::failed(&error.to_string()))?;
+        self.mask = next(&mut self.matcher, &self.vocabulary)
+            .map_err(|message| ConstraintError::failed(&message))?;
         Ok(Mask::new(&self.mask))
     }
 
@@ -81,12 +73,12 @@ impl Constraint {
 
     /// Whether the text may end here; never after a failure.
     pub fn may_end(&mut self) -> bool {
-        self.must_end() || self.matcher.is_accepting().unwrap_or(false)
+        may_end(&mut self.matcher)
     }
 
     /// Whether only end tokens may come; never after a failure.
     pub fn must_end(&mut self) -> bool {
-        matches!(self.matcher.stop_reason(), StopReason::NoExtension | StopReason::EndOfSentence)
+        must_end(&self.matcher)
     }
 }
 
@@ -105,9 +97,33 @@ fn compile(vocabulary: &Vocabulary, grammar: TopLevelGrammar) -> Result<Matcher,
         .create_parser(grammar)
         .map_err(|error| ConstraintError::refused_rule(&format!("{error:#}")))?;
     let mut matcher = Matcher::new(Ok(parser));
-    // Of no tokens: notices a rule that only the empty text obeys.
+    // A rule that only the empty text obeys is noticed at a token, even at none; a rule that no
+    // text obeys, at a mask.
     matcher
         .consume_tokens(&[])
-        .map_err(|error| ConstraintError::refused_rule(&format!("{error:#}")))?;
+        .map_err(|error| format!("{error:#}"))
+        .and_then(|()| next(&mut matcher, vocabulary))
+        .map_err(|message| ConstraintError::refused_rule(&message))?;
     Ok(matcher)
+}
+
+/// The tokens that may come next, or what `llguidance` says. A grammar may name an end token, or
+/// any token, but that isn't where the text ends: there `llguidance` takes no end token either.
+fn next(matcher: &mut Matcher, vocabulary: &Vocabulary) -> Result<SimpleVob, String> {
+    let mut mask = matcher.compute_mask_or_eos().map_err(|error| format!("{error:#}"))?;
+    if !may_end(matcher) {
+        vocabulary.ends().iter().for_each(|&end| mask.disallow_token(end));
+        if mask.is_zero() {
+            return Err("it asks for an end token before its end".to_owned());
+        }
+    }
+    Ok(mask)
+}
+
+fn may_end(matcher: &mut Matcher) -> bool {
+    must_end(matcher) || matcher.is_accepting().unwrap_or(false)
+}
+
+fn must_end(matcher: &Matcher) -> bool {
+    matches!(matcher.stop_reason(), StopReason::NoExtension | StopReason::EndOfSentence)
 }

@@ -15,17 +15,21 @@
 
 mod constraint;
 mod error;
+pub mod fuzz;
 mod limits;
 mod mask;
 mod rule;
 mod schema;
+mod stack;
 mod vocabulary;
 
 pub use constraint::Constraint;
 pub use error::ConstraintError;
 pub use limits::{
-    LARK_BYTES_MAX, PATTERN_BYTES_MAX, PATTERN_PROPERTIES_MAX, PROPERTY_NAME_BYTES_MAX,
-    REFERENCE_REACH_MAX, SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, SCHEMA_NODES_MAX,
+    CHOSEN_PROPERTIES_MAX, COMBINED_NODES_MAX, COMBINED_PATTERNS_MAX, LARK_BYTES_MAX,
+    MULTIPLE_OF_MAX, PATTERN_BYTES_MAX, PATTERN_PROPERTIES_MAX, PROPERTIES_MAX,
+    PROPERTY_NAME_BYTES_MAX, REFERENCE_REACH_MAX, SCHEMA_DEPTH_MAX, SCHEMA_NODES_MAX,
+    SCHEMA_TEXT_BYTES_MAX,
 };
 pub use mask::Mask;
 pub use rule::{Rule, lark_schema};

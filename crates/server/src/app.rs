@@ -18,6 +18,8 @@ pub struct App {
     pub models: Models,
     /// What is counted.
     pub(crate) metrics: Metrics,
+    /// How fast models go.
+    pub(crate) rates: ui::Rates,
     /// When the server began.
     pub(crate) started: Instant,
 }
@@ -28,7 +30,13 @@ pub type Shared = Arc<App>;
 impl App {
     /// An application over these models.
     pub fn new(config: Config, models: Models) -> Shared {
-        Arc::new(App { config, models, metrics: Metrics::default(), started: Instant::now() })
+        Arc::new(App {
+            config,
+            models,
+            metrics: Metrics::default(),
+            rates: ui::Rates::default(),
+            started: Instant::now(),
+        })
     }
 }
 

@@ -1,5 +1,8 @@
 //! Small things that all wire formats need of HTTP.
 
+mod form;
+mod peer;
+
 use axum::body::Bytes;
 use axum::http::HeaderValue;
 use axum::http::header::RETRY_AFTER;
@@ -7,6 +10,9 @@ use axum::response::Response;
 use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, ErrorKind};
+
+pub(crate) use form::{Api, error_response};
+pub(crate) use peer::Peer;
 
 /// Who asks, as the guard found out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

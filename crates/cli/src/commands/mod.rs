@@ -6,11 +6,13 @@ mod conversation;
 pub(crate) mod estimate;
 pub(crate) mod inspect;
 pub(crate) mod iobench;
+pub(crate) mod library;
 mod lines;
 pub(crate) mod optimize;
 mod picture;
 pub(crate) mod profile;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod session;
 pub(crate) mod trace;
 

@@ -14,11 +14,11 @@ mod stats;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hypura_io as io;
 use hypura_llama::tiered::{ResidencyError, StreamMemory};
-use hypura_tier::{EarlyRouter, Parts, SlotTable, TableSpec, TraceShape, UnitId};
+use hypura_tier::{EarlyRouter, Parts, SlotState, SlotTable, TableSpec, TraceShape, UnitId};
 
 use ahead::Ahead;
 pub use ahead::AheadStats;
@@ -31,6 +31,7 @@ pub(crate) use stats::Shared;
 pub use stats::StreamStats;
 
 use crate::history::HistoryFile;
+use crate::status::ExpertMap;
 use crate::trace::Recorder;
 
 /// Where the parts of a layer's experts lie.
@@ -78,6 +79,9 @@ const OWN_LAYER_DISCOUNT: f64 = 1.0;
 /// unit used now outranks one that was used 16 times then. The subject may be another one.
 const HISTORY_AGE_TOKENS: u64 = 256;
 
+/// How often people are shown the experts.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+
 /// See the module.
 pub(crate) struct Streamer {
     sources: Sources,
@@ -101,6 +105,8 @@ pub(crate) struct Streamer {
     matrices: u64,
     groups: u64,
     graphs: u64,
+    /// When the experts were shown last.
+    shown_at: Option<Instant>,
     shared: Arc<Shared>,
 }
 
@@ -160,6 +166,7 @@ impl Streamer {
             matrices: 0,
             groups: 0,
             graphs: 0,
+            shown_at: None,
             shared: Arc::default(),
         })
     }
@@ -347,7 +354,8 @@ impl Streamer {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.publish_experts();
         let tier = self.table.as_ref().map(|table| table.stats().total).unwrap_or_default();
         let stats = StreamStats {
             read_bytes: self.reads.read_bytes(),
@@ -363,6 +371,22 @@ impl Streamer {
             ahead: self.ahead.stats,
         };
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+
+    /// Shows which experts are used and where they are, for people: once a second.
+    fn publish_experts(&mut self) {
+        let Some(table) = &self.table else { return };
+        if self.shown_at.is_some_and(|at| at.elapsed() < SHOW_EVERY) {
+            return;
+        }
+        self.shown_at = Some(Instant::now());
+        let n_layers = u32::try_from(self.sources.layers.len()).unwrap_or(u32::MAX);
+        let rows = (0..n_layers).map(|layer| {
+            table.heat(layer).map(|h| (h.routed, matches!(h.state, SlotState::Ready | SlotState::InUse))).unzip()
+        });
+        let (uses, resident) = rows.unzip();
+        let map = Arc::new(ExpertMap { uses, resident });
+        *self.shared.experts.lock().unwrap_or_else(PoisonError::into_inner) = Some(map);
     }
 
     /// Hands over what the layers of a micro-batch computed and missed.

@@ -1,13 +1,27 @@
-//! What operators need: health, metrics, the description of the API.
+//! What operators need: health, metrics, the access log, the description of the API.
+
+pub(crate) mod access;
+mod health;
+mod metrics;
+mod openapi;
 
 use axum::Router;
+use axum::routing::get;
 
 use crate::app::Shared;
 
-/// What is counted.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics {}
+#[cfg(test)]
+pub(crate) use metrics::show as show_metrics;
+pub(crate) use metrics::{Counted, Metrics};
+
+impl Metrics {
+    /// An answer ended.
+    pub(crate) fn answer_ended(&self, _summary: &crate::answer::Summary) {}
+}
 
 pub(crate) fn routes() -> Router<Shared> {
     Router::new()
+        .route("/health", get(health::health))
+        .route("/metrics", get(metrics::show))
+        .route("/openapi.json", get(openapi::show))
 }
