@@ -24,6 +24,8 @@ main() {
     for crate in plan tier kv grammar; do
         check_never_reaches "$crate" llama-cpp-sys-2 hypura-llama axum tokio
     done
+    # Models are found and fetched without either, and with no TLS that is built from C by cmake.
+    check_never_reaches hub llama-cpp-sys-2 hypura-llama axum tokio openssl-sys aws-lc-sys
     check_never_reaches engine axum hyper
     check_only_user llama-cpp-sys-2 llama
     check_only_user axum server

@@ -1,50 +1,46 @@
 //! The thread that owns a model.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hypura_chat::{ChatError, ChatTemplate};
+use hypura_grammar::{Constraint, ConstraintError, Rule, TokenText, Vocabulary};
 use hypura_kv::{Health, ScopeFields, StoreStats};
-use hypura_llama::{ModelInfo, Token};
+use hypura_llama::{Model, ModelInfo, Token};
 
-use crate::chat::{ChatError, ChatTemplate};
-use crate::generate::{GenerateError, GenerateRequest, Generated, Sequence, Update};
+use crate::board::Board;
+use crate::generate::{GenerateError, GenerateRequest, Generated, Update};
 use crate::load::Loaded;
-
-/// Events that wait at most; who sends more waits.
-const QUEUE_EVENTS_MAX: usize = 64;
+use crate::scheduler::{Active, Scheduler};
+use crate::status::EngineStatus;
+use crate::ticket::{EmbedReply, Happening, Refused, Sink, Ticket};
 
 /// What the engine's thread is asked to do.
 #[non_exhaustive]
 pub enum EngineEvent {
     /// Generate an answer.
     Generate {
+        /// Its number.
+        id: u64,
         /// What.
         request: Box<GenerateRequest>,
-        /// Told on the way; when nobody listens any more, the answer ends.
-        updates: Sender<Update>,
-        /// Told the end.
-        reply: Sender<Result<Generated, GenerateError>>,
+        /// The form that it has to have.
+        constraint: Option<Box<Constraint>>,
+        /// Told what happens.
+        sink: Sink,
     },
-    /// Turn text into tokens.
-    Tokenize {
-        /// The text.
-        text: String,
-        /// Whether to add what the model wants around a text.
-        add_special: bool,
-        /// Told the tokens, and whether they spell exactly this text.
-        reply: Sender<(Vec<Token>, bool)>,
-    },
-    /// Say whether tokens can be what a text was turned into.
-    CouldBe {
-        /// The tokens.
-        tokens: Vec<Token>,
-        /// The text.
-        text: String,
-        /// Told.
-        reply: Sender<bool>,
+    /// Compute embeddings.
+    Embed {
+        /// Its number.
+        id: u64,
+        /// Of what: tokens of each.
+        inputs: VecDeque<Vec<Token>>,
+        /// Told them.
+        reply: EmbedReply,
     },
     /// Go on with somebody else's attention state.
     Tenant {
@@ -80,9 +76,15 @@ pub struct EngineGone;
 
 /// A handle to the thread that owns a model. Dropping it ends the thread.
 pub struct Engine {
-    events: Option<SyncSender<EngineEvent>>,
+    events: Option<Sender<EngineEvent>>,
     thread: Option<JoinHandle<()>>,
     abort: Arc<AtomicBool>,
+    board: Arc<Board>,
+    /// Requests under way or waiting, at most.
+    requests_max: usize,
+    parallel: usize,
+    model: Model,
+    vocabulary: Mutex<Option<Vocabulary>>,
     info: ModelInfo,
     kv_fields: Option<ScopeFields>,
     template: Option<String>,
@@ -96,31 +98,47 @@ impl Engine {
     /// # Errors
     /// When no thread can be started.
     pub fn start(loaded: Loaded) -> std::io::Result<Engine> {
-        let Loaded { context, stream, attention, .. } = loaded;
+        let Loaded { context, stream, attention, parallel, queue_max, .. } = loaded;
         let model = context.model().clone();
         let kv_fields = attention.as_ref().map(|attention| attention.fields().clone());
-        let sequence = Sequence::new(context, stream, attention);
-        let abort = sequence.abort_flag();
-        let (sender, receiver) = sync_channel(QUEUE_EVENTS_MAX);
+        let abort = context.abort_flag();
+        let board = Arc::new(Board::new(Arc::clone(&abort)));
+        let scheduler = Scheduler::new(context, parallel, stream, attention, Arc::clone(&board));
+        let (sender, receiver) = channel();
         let thread = std::thread::Builder::new()
             .name("hypura-engine".into())
-            .spawn(move || run(sequence, &receiver))?;
+            .spawn(move || Worker::new(scheduler).run(&receiver))?;
         let vocab = model.vocab();
         Ok(Engine {
             events: Some(sender),
             thread: Some(thread),
             abort,
+            board,
+            requests_max: parallel.saturating_add(queue_max),
+            parallel,
             info: model.info(),
             kv_fields,
             template: model.chat_template(),
             bos: vocab.bos_text().unwrap_or_default(),
             eos: vocab.eos_text().unwrap_or_default(),
+            vocabulary: Mutex::default(),
+            model,
         })
     }
 
     /// What llama.cpp says of the model.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// The model, for its vocabulary.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Requests that are computed together at most.
+    pub fn parallel(&self) -> usize {
+        self.parallel
     }
 
     /// While this flag is set, answers end with [`crate::Finish::Interrupted`].
@@ -142,17 +160,18 @@ impl Engine {
         self.kv_fields.as_ref()
     }
 
+    /// What it is doing, as of a moment ago.
+    pub fn status(&self) -> EngineStatus {
+        self.board.status()
+    }
+
     /// Whether tokens from elsewhere can be what `text` was turned into.
-    ///
-    /// # Errors
-    /// When the engine has stopped.
-    pub fn could_be(&self, tokens: Vec<Token>, text: String) -> Result<bool, EngineGone> {
-        let (reply, answer) = channel();
-        self.send(EngineEvent::CouldBe { tokens, text, reply })?;
-        answer.recv().map_err(|_| EngineGone)
+    pub fn could_be(&self, tokens: &[Token], text: &str) -> bool {
+        self.model.vocab().could_be(tokens, text.as_bytes())
     }
 
     /// Keeps attention state apart from what was kept before: nothing is shared with other tenants.
+    /// Of requests that name a tenant themselves, this says nothing.
     ///
     /// # Errors
     /// When the engine has stopped.
@@ -172,27 +191,57 @@ impl Engine {
 
     /// Turns text into tokens. `add_special` adds what the model wants around a text (a rendered
     /// chat template has it already).
-    ///
-    /// # Errors
-    /// When the engine has stopped.
-    pub fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<Token>, EngineGone> {
+    pub fn tokenize(&self, text: &str, add_special: bool) -> Vec<Token> {
         // A template that writes the beginning-of-text token itself must not get a second one.
         let add_special = add_special && (self.bos.is_empty() || !text.starts_with(&self.bos));
-        let (reply, answer) = channel();
-        self.send(EngineEvent::Tokenize { text: text.to_owned(), add_special, reply })?;
-        Ok(answer.recv().map_err(|_| EngineGone)?.0)
+        self.model.vocab().tokenize(text, add_special, true)
     }
 
     /// Turns text that goes on from other text into tokens; `None` if they would not spell just
     /// this text (some tokenizers put a space in front).
+    pub fn tokenize_exactly(&self, text: &str) -> Option<Vec<Token>> {
+        let vocab = self.model.vocab();
+        let tokens = vocab.tokenize(text, false, true);
+        vocab.spells(&tokens, text.as_bytes()).then_some(tokens)
+    }
+
+    /// Begins an answer; `sink` is told what happens, on the engine's thread. Dropping the ticket
+    /// ends the answer. Compiling the form that it has to have may take a moment.
     ///
     /// # Errors
-    /// When the engine has stopped.
-    pub fn tokenize_exactly(&self, text: &str) -> Result<Option<Vec<Token>>, EngineGone> {
-        let (reply, answer) = channel();
-        self.send(EngineEvent::Tokenize { text: text.to_owned(), add_special: false, reply })?;
-        let (tokens, is_exact) = answer.recv().map_err(|_| EngineGone)?;
-        Ok(is_exact.then_some(tokens))
+    /// When too many requests wait, or the form is none.
+    pub fn submit(&self, request: GenerateRequest, sink: Sink) -> Result<Ticket, Refused> {
+        let rule = request.constraint.as_ref().map(|form| &form.rule);
+        let constraint = rule.map(|rule| self.constraint(rule)).transpose()?.map(Box::new);
+        let id = self.enter()?;
+        let request = Box::new(request);
+        self.send(EngineEvent::Generate { id, request, constraint, sink })
+            .map_err(|_| Refused::Gone)?;
+        Ok(self.ticket(id))
+    }
+
+    /// Computes the embedding of each input (its tokens). Dropping the ticket ends it.
+    ///
+    /// # Errors
+    /// When too many requests wait.
+    pub fn embed(&self, inputs: Vec<Vec<Token>>, reply: EmbedReply) -> Result<Ticket, Refused> {
+        let id = self.enter()?;
+        self.send(EngineEvent::Embed { id, inputs: inputs.into(), reply })
+            .map_err(|_| Refused::Gone)?;
+        Ok(self.ticket(id))
+    }
+
+    fn enter(&self) -> Result<u64, Refused> {
+        let busy = || Refused::Busy {
+            waiting: self.board.open().saturating_sub(self.parallel),
+            retry_after: self.board.expected_wait(self.parallel),
+        };
+        self.board.enter(self.requests_max).ok_or_else(busy)
+    }
+
+    fn ticket(&self, id: u64) -> Ticket {
+        let board = Arc::clone(&self.board);
+        Ticket::new(move || board.cancel(id))
     }
 
     /// Generates an answer; tells `sink` on the way, on the calling thread.
@@ -205,13 +254,31 @@ impl Engine {
         request: GenerateRequest,
         mut sink: impl FnMut(Update),
     ) -> Result<Result<Generated, GenerateError>, EngineGone> {
-        let (updates, incoming) = channel();
-        let (reply, answer) = channel();
-        self.send(EngineEvent::Generate { request: Box::new(request), updates, reply })?;
-        for update in incoming {
-            sink(update);
+        let (happenings, incoming) = channel();
+        let tell: Sink = Box::new(move |happening| happenings.send(happening).is_ok());
+        let _ticket = match self.submit(request, tell) {
+            Ok(ticket) => ticket,
+            Err(Refused::Constraint(error)) => return Ok(Err(error.into())),
+            Err(_) => return Err(EngineGone),
+        };
+        for happening in incoming {
+            match happening {
+                Happening::Update(update) => sink(update),
+                Happening::End(result) => return Ok(result.map(|generated| *generated)),
+            }
         }
-        answer.recv().map_err(|_| EngineGone)
+        Err(EngineGone)
+    }
+
+    /// Compiles a form. The vocabulary for it is made once.
+    fn constraint(&self, rule: &Rule) -> Result<Constraint, ConstraintError> {
+        let mut made = self.vocabulary.lock().unwrap_or_else(PoisonError::into_inner);
+        let vocabulary = match &*made {
+            Some(vocabulary) => vocabulary.clone(),
+            None => made.insert(vocabulary(&self.model)?).clone(),
+        };
+        drop(made);
+        Constraint::new(&vocabulary, rule)
     }
 
     fn send(&self, event: EngineEvent) -> Result<(), EngineGone> {
@@ -232,45 +299,133 @@ impl Drop for Engine {
     }
 }
 
+/// What forms are made of.
+fn vocabulary(model: &Model) -> Result<Vocabulary, ConstraintError> {
+    let vocab = model.vocab();
+    let all = 0..Token::try_from(vocab.n_tokens()).unwrap_or(Token::MAX);
+    let unsigned = |token: Token| u32::try_from(token).ok();
+    let ends: Vec<u32> = all
+        .clone()
+        .filter(|&token| vocab.is_end_of_generation(token))
+        .filter_map(unsigned)
+        .collect();
+    let texts = all.map(|token| {
+        let bytes = vocab.piece(token, true);
+        match (bytes.is_empty(), vocab.is_control(token)) {
+            (true, _) => TokenText::Unused,
+            (false, true) => TokenText::Control(bytes),
+            (false, false) => TokenText::Text(bytes),
+        }
+    });
+    let end = unsigned(vocab.end_of_text()).or(ends.first().copied()).unwrap_or_default();
+    Vocabulary::new(texts.collect(), end, &ends)
+        .map_err(|error| ConstraintError::Failed { reason: error.to_string() })
+}
+
 /// How often there is a look for work while nobody asks for anything.
 const IDLE_STEP: Duration = Duration::from_millis(100);
 
-/// The next event. While there is none, idle work is done.
-fn next(sequence: &mut Sequence, events: &Receiver<EngineEvent>) -> Option<EngineEvent> {
-    let begin = Instant::now();
-    while sequence.idle(begin.elapsed()) {
-        match events.recv_timeout(IDLE_STEP) {
-            Ok(event) => return Some(event),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return None,
-        }
-    }
-    events.recv().ok()
+/// What the engine's thread has.
+struct Worker {
+    scheduler: Scheduler,
+    embeds: VecDeque<Embedding>,
 }
 
-fn run(mut sequence: Sequence, events: &Receiver<EngineEvent>) {
-    while let Some(event) = next(&mut sequence, events) {
+/// A request for embeddings, and how far it is.
+struct Embedding {
+    id: u64,
+    inputs: VecDeque<Vec<Token>>,
+    done: Vec<Vec<f32>>,
+    reply: EmbedReply,
+}
+
+impl Worker {
+    fn new(scheduler: Scheduler) -> Worker {
+        Worker { scheduler, embeds: VecDeque::new() }
+    }
+
+    fn run(mut self, events: &Receiver<EngineEvent>) {
+        loop {
+            // Whatever was asked meanwhile comes first: it may share the next step.
+            loop {
+                match events.try_recv() {
+                    Ok(event) => self.handle(event),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return self.scheduler.interrupt(),
+                }
+            }
+            if self.scheduler.is_busy() || !self.embeds.is_empty() {
+                self.embed();
+                self.scheduler.step();
+            } else {
+                match self.wait(events) {
+                    Some(event) => self.handle(event),
+                    None => return,
+                }
+            }
+        }
+    }
+
+    /// The next event. While there is none, idle work is done.
+    fn wait(&mut self, events: &Receiver<EngineEvent>) -> Option<EngineEvent> {
+        let begin = Instant::now();
+        while self.scheduler.idle(begin.elapsed()) {
+            match events.recv_timeout(IDLE_STEP) {
+                Ok(event) => return Some(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        events.recv().ok()
+    }
+
+    fn handle(&mut self, event: EngineEvent) {
         match event {
-            EngineEvent::CouldBe { tokens, text, reply } => {
-                let vocab = sequence.context().model().vocab();
-                let _ = reply.send(vocab.could_be(&tokens, text.as_bytes()));
+            EngineEvent::Generate { id, request, constraint, sink } => {
+                let n_vocab = self.scheduler.context().model().vocab().n_tokens();
+                let constraint = constraint.map(|constraint| *constraint);
+                match Active::new(id, *request, constraint, sink, n_vocab) {
+                    Ok(active) => self.scheduler.add(Box::new(active)),
+                    Err(mut sink) => {
+                        self.scheduler.forget(id);
+                        sink(Happening::End(Err(GenerateError::Internal("no sampler"))));
+                    }
+                }
             }
-            EngineEvent::Tenant { tenant } => sequence.set_tenant(&tenant),
+            EngineEvent::Embed { id, inputs, reply } => {
+                let done = Vec::with_capacity(inputs.len());
+                self.embeds.push_back(Embedding { id, inputs, done, reply });
+            }
+            EngineEvent::Tenant { tenant } => self.scheduler.set_tenant(&tenant),
             EngineEvent::Settle { at_most, reply } => {
-                let _ = reply.send(sequence.settle(at_most));
+                let _ = reply.send(self.scheduler.settle(at_most));
             }
-            EngineEvent::Generate { request, updates, reply } => {
-                let result =
-                    sequence.generate(&request, &mut |update| updates.send(update).is_ok());
-                drop(updates);
-                // Nobody may be waiting any more.
-                let _ = reply.send(result);
+        }
+    }
+
+    /// Computes one embedding, so that answers go on meanwhile.
+    fn embed(&mut self) {
+        let Some(mut next) = self.embeds.pop_front() else { return };
+        if self.scheduler.is_cancelled(next.id) {
+            return self.scheduler.forget(next.id);
+        }
+        let Some(tokens) = next.inputs.pop_front() else {
+            self.scheduler.forget(next.id);
+            return (next.reply)(Ok(next.done));
+        };
+        match self.scheduler.embed(&tokens) {
+            Some(Ok(vector)) => {
+                next.done.push(vector);
+                self.embeds.push_front(next);
             }
-            EngineEvent::Tokenize { text, add_special, reply } => {
-                let vocab = sequence.context().model().vocab();
-                let tokens = vocab.tokenize(&text, add_special, true);
-                let is_exact = vocab.spells(&tokens, text.as_bytes());
-                let _ = reply.send((tokens, is_exact));
+            // There is no room before others have ended.
+            None => {
+                next.inputs.push_front(tokens);
+                self.embeds.push_front(next);
+            }
+            Some(Err(error)) => {
+                self.scheduler.forget(next.id);
+                (next.reply)(Err(error));
             }
         }
     }

@@ -9,8 +9,9 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod answer;
 mod attention;
-mod chat;
+mod board;
 mod engine;
 mod estimate;
 mod generate;
@@ -22,20 +23,26 @@ mod optimize;
 mod options;
 mod pools;
 mod report;
+mod scheduler;
 mod sessions;
+mod status;
 mod stream;
 mod streamed;
 mod text;
+mod ticket;
 mod trace;
 mod transcript;
 
 pub use attention::{HotLimit, KvOptions, KvUse, kv_type_name};
-pub use chat::{ChatError, ChatTemplate, Message};
 pub use engine::{Engine, EngineEvent, EngineGone, Settled};
 pub use estimate::{Estimate, EstimateError, EstimateOptions, FIRST_TOKENS, estimate};
-pub use generate::{FILL_TOKENS, Finish, GenerateError, GenerateRequest, Generated, Update};
+pub use generate::{
+    Constrained, FILL_TOKENS, Finish, GenerateError, GenerateRequest, Generated, TokenChoice,
+    Update,
+};
+pub use hypura_chat::{ChatError, ChatTemplate, Message};
 pub use hypura_hub::{ResolveError, Stores};
-pub use load::{Loaded, load, load_baseline, plan_only};
+pub use load::{Loaded, free_bytes, load, load_baseline, plan_only};
 pub use machine::{Survey, devices, survey};
 pub use optimize::{
     OptimizeError, OptimizeOptions, OptimizeProgress, OptimizeStep, Optimized, OtherCpu,
@@ -46,8 +53,10 @@ pub use report::{LoadSummary, RunStats, mode_name};
 pub use sessions::{
     Packed, SessionFileError, Unpacked, fingerprint_of, local_time, pack_session, unpack_session,
 };
+pub use status::{EngineStatus, ExpertMap, SequenceState, SequenceStatus, Totals};
 pub use stream::{AheadStats, Segment, StreamStats};
 pub use text::{Filtered, StopFilter, Utf8Assembler};
+pub use ticket::{EmbedReply, Happening, Refused, Sink, Ticket};
 pub use transcript::Transcript;
 
 pub use hypura_gguf as gguf;

@@ -40,6 +40,9 @@ pub struct Loaded {
     pub load_stats: tiered::LoadStats,
     pub(crate) stream: Option<Arc<Shared>>,
     pub(crate) attention: Option<Attention>,
+    /// Requests that are computed together, and that wait beside them, at most.
+    pub(crate) parallel: usize,
+    pub(crate) queue_max: usize,
 }
 
 impl Loaded {
@@ -100,11 +103,11 @@ pub fn load(
             let made = match &opened {
                 Opened::Plain(_) => {
                     let source = llama::plain::Source::Direct;
-                    load_resident(path, source, &plan, &surveyed, options, progress)
+                    load_resident(path, model, source, &plan, &surveyed, options, progress)
                 }
                 Opened::Hot(_) => load_hot(&opened, plan, &surveyed, options, progress),
             };
-            made.and_then(|parts| check_resident(parts, model))
+            made.and_then(|parts| check_resident(parts, model, options.occupied_bytes))
         } else {
             load_streamed(&opened, plan, &surveyed, options, progress)
         };
@@ -137,6 +140,11 @@ pub fn load(
     }
 }
 
+/// Bytes that a model may take where nothing is said: what is free now, less a margin.
+pub fn free_bytes(path: &Path, options: &LoadOptions) -> u64 {
+    machine::survey(path, options.profile_dir.as_deref(), options.threads).default_budget_bytes
+}
+
 /// Plans without loading.
 ///
 /// # Errors
@@ -163,7 +171,7 @@ pub fn load_baseline(
     let surveyed = machine::survey(path, None, options.threads);
     let unlimited = LoadOptions { memory_bytes: Some(1 << 60), ..options.clone() };
     let plan = make_plan(&model, &surveyed, &unlimited, &[])?;
-    let parts = load_resident(path, source, &plan, &surveyed, options, progress)?;
+    let parts = load_resident(path, &model, source, &plan, &surveyed, options, progress)?;
     Ok(parts.into_loaded(model, &surveyed, options, begin))
 }
 
@@ -272,17 +280,23 @@ impl Parts {
             load_stats: self.load_stats,
             stream: self.stream,
             attention: None,
+            parallel: options.parallel.max(1) as usize,
+            queue_max: options.queue_max,
         }
     }
 }
 
-fn context_params(plan: &Plan, options: &LoadOptions) -> llama::ContextParams {
+fn context_params(gguf: &gguf::Model, plan: &Plan, options: &LoadOptions) -> llama::ContextParams {
+    // Pooled embeddings need an output of every token.
+    let architecture = gguf.metadata.str("general.architecture").unwrap_or_default();
+    let pooling = gguf.metadata.u64(&format!("{architecture}.pooling_type"));
+    let is_pooled = pooling.is_some_and(|pooling| pooling > 0);
     llama::ContextParams {
         n_ctx: plan.n_ctx,
         n_batch: plan.n_batch,
         n_ubatch: plan.n_ubatch,
         n_seq_max: n_seq(options),
-        n_outputs_max: if options.all_outputs { 0 } else { n_seq(options) },
+        n_outputs_max: if options.all_outputs || is_pooled { 0 } else { n_seq(options) },
         flash_attention: options.flash_attention,
         type_k: kv_type(options.kv_type_k),
         type_v: kv_type(options.kv_type_v),
@@ -290,9 +304,10 @@ fn context_params(plan: &Plan, options: &LoadOptions) -> llama::ContextParams {
     }
 }
 
-/// Sequences of a context: blocks of attention state are made and read with a second one.
+/// Sequences of a context: blocks of attention state are made and read with one more.
 fn n_seq(options: &LoadOptions) -> u32 {
-    if options.kv.is_some() { llama::SEQUENCES } else { 1 }
+    let scratch = if options.kv.is_some() { llama::SCRATCH_SEQUENCES } else { 0 };
+    options.parallel.max(1) + scratch
 }
 
 /// ggml's numbers of the types.
@@ -316,6 +331,7 @@ const POLL_STREAMED: u32 = 0;
 
 fn load_resident(
     path: &Path,
+    gguf: &gguf::Model,
     source: llama::plain::Source,
     plan: &Plan,
     surveyed: &machine::Survey,
@@ -324,7 +340,8 @@ fn load_resident(
 ) -> Result<Parts, LoadError> {
     let model = llama::plain::load(path, source, options.layout, progress)?;
     let threads = threadpool(surveyed, POLL_RESIDENT)?;
-    let context = llama::Context::new(&model, &context_params(plan, options), &threads)?;
+    let params = context_params(gguf, plan, options);
+    let context = llama::Context::new(&model, &params, &threads)?;
     let load_stats = tiered::LoadStats::default();
     Ok(Parts { plan: plan.clone(), context, stream: None, load_stats })
 }
@@ -342,9 +359,14 @@ fn load_hot(
 }
 
 /// With all weights in memory: whether the budget holds now that the buffers are there.
-fn check_resident(parts: Parts, model: &gguf::Model) -> Result<Parts, LoadError> {
+fn check_resident(
+    parts: Parts,
+    model: &gguf::Model,
+    occupied_bytes: u64,
+) -> Result<Parts, LoadError> {
     let bytes = &parts.plan.bytes;
-    let needed_bytes = llama::process::rss_bytes() + bytes.compute + bytes.work + bytes.kv_tiers;
+    let own_bytes = llama::process::rss_bytes().saturating_sub(occupied_bytes);
+    let needed_bytes = own_bytes + bytes.compute + bytes.work + bytes.kv_tiers;
     tracing::debug!(needed_bytes, weights = model.weight_bytes(), "loaded whole");
     if needed_bytes > parts.plan.budget_bytes {
         return Err(LoadError::ResidentTooLarge { needed_bytes });
@@ -398,17 +420,19 @@ fn prepare(
     let internal = || LoadError::Other("internal error: no tiered device".into());
     let device = Arc::clone(model.tiered().ok_or_else(internal)?);
     llama::process::trim();
-    let before_context = llama::process::rss_bytes();
+    let own_bytes = || llama::process::rss_bytes().saturating_sub(options.occupied_bytes);
+    let before_context = own_bytes();
     let is_streamed = plan.mode != Mode::FullResident;
     let threads = threadpool(surveyed, if is_streamed { POLL_STREAMED } else { POLL_RESIDENT })?;
-    let context = llama::Context::new(&model, &context_params(plan, options), &threads)?;
+    let params = context_params(gguf, plan, options);
+    let context = llama::Context::new(&model, &params, &threads)?;
     let misused = device.misused();
     if !misused.is_empty() {
         return Err(llama::LoadError::Unstreamable { names: misused }.into());
     }
     let made = device.allocated().contexts_bytes;
     tracing::debug!(planned = plan.bytes.kv + plan.bytes.compute, made, "context made");
-    let fixed_bytes = llama::process::rss_bytes()
+    let fixed_bytes = own_bytes()
         .max(before_context + device.allocated().contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers

@@ -25,6 +25,8 @@ pub fn reader(config: io::EngineConfig) -> ReaderFactory {
 pub struct LoadOptions {
     /// Bytes that the whole process may take; `None` is what is free, less a margin.
     pub memory_bytes: Option<u64>,
+    /// Bytes of the process that belong to others, such as another model: they don't count here.
+    pub occupied_bytes: u64,
     /// Bytes that the weights alone may take.
     pub weights_memory_bytes: Option<u64>,
     /// Tokens of context.
@@ -43,6 +45,10 @@ pub struct LoadOptions {
     pub flash_attention: llama::FlashAttention,
     /// Where attention state is kept beside the context; `None` keeps it there alone.
     pub kv: Option<KvOptions>,
+    /// Requests that are computed together at most; they share the context.
+    pub parallel: u32,
+    /// Requests that wait beside them at most.
+    pub queue_max: usize,
     /// Give logits for every token of a prompt, not only the last.
     pub all_outputs: bool,
     /// Read experts ahead of their router, by a guess.
@@ -63,6 +69,7 @@ impl Default for LoadOptions {
     fn default() -> LoadOptions {
         LoadOptions {
             memory_bytes: None,
+            occupied_bytes: 0,
             weights_memory_bytes: None,
             ctx_tokens: 4096,
             ubatch_tokens: None,
@@ -72,6 +79,8 @@ impl Default for LoadOptions {
             kv_type_v: KvType::F16,
             flash_attention: llama::FlashAttention::Auto,
             kv: None,
+            parallel: 1,
+            queue_max: 64,
             all_outputs: false,
             speculate: true,
             history_dir: None,

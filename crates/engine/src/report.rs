@@ -154,6 +154,11 @@ impl Loaded {
 }
 
 impl LoadSummary {
+    /// Bytes of all weights.
+    pub fn model_bytes(&self) -> u64 {
+        self.model_bytes
+    }
+
     /// The plan, as it was carried out.
     pub fn plan(&self) -> &Plan {
         &self.plan

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use hypura_grammar::ConstraintError;
+
 use crate::generate::{GenerateError, Generated, Update};
 
 /// Told what happens to an answer, on the engine's thread; answers whether to go on. Must not block.
@@ -20,7 +22,7 @@ pub enum Happening {
 }
 
 /// Why a request was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
     /// As many wait as may.
@@ -31,6 +33,9 @@ pub enum Refused {
         /// When a place should be free, by how long answers took lately.
         retry_after: Duration,
     },
+    /// The form that was asked for is none.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The engine has stopped.
     #[error("internal error: the engine has stopped")]
     Gone,

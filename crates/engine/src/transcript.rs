@@ -7,7 +7,7 @@
 
 use hypura_llama::Token;
 
-use crate::engine::{Engine, EngineGone};
+use crate::engine::Engine;
 use crate::generate::{Finish, Generated};
 
 /// A text, and the tokens that it came as.
@@ -19,16 +19,9 @@ pub struct Transcript {
 
 impl Transcript {
     /// Of a text and tokens that come from elsewhere: nothing if they don't say the same.
-    ///
-    /// # Errors
-    /// When the engine has stopped.
-    pub fn checked(
-        engine: &Engine,
-        text: String,
-        tokens: Vec<Token>,
-    ) -> Result<Transcript, EngineGone> {
-        let is_sound = !text.is_empty() && engine.could_be(tokens.clone(), text.clone())?;
-        Ok(if is_sound { Transcript { text, tokens } } else { Transcript::default() })
+    pub fn checked(engine: &Engine, text: String, tokens: Vec<Token>) -> Transcript {
+        let is_sound = !text.is_empty() && engine.could_be(&tokens, &text);
+        if is_sound { Transcript { text, tokens } } else { Transcript::default() }
     }
 
     /// The text, as the chat template rendered it.
@@ -43,15 +36,12 @@ impl Transcript {
 
     /// Tokens of `text`, which says everything from the beginning: those that are known as far as
     /// it begins with what was said, and new ones after that.
-    ///
-    /// # Errors
-    /// When the engine has stopped.
-    pub fn tokenize(&self, engine: &Engine, text: &str) -> Result<Vec<Token>, EngineGone> {
+    pub fn tokenize(&self, engine: &Engine, text: &str) -> Vec<Token> {
         let rest = text.strip_prefix(&self.text).filter(|_| !self.tokens.is_empty());
         if let Some(rest) = rest
-            && let Some(new) = engine.tokenize_exactly(rest)?
+            && let Some(new) = engine.tokenize_exactly(rest)
         {
-            return Ok([self.tokens.as_slice(), &new].concat());
+            return [self.tokens.as_slice(), &new].concat();
         }
         engine.tokenize(text, true)
     }

@@ -54,9 +54,9 @@ fn generate(engine: &Engine, prompt: &[i32], n: usize) -> Generated {
         prompt: prompt.to_vec(),
         max_tokens: Some(n),
         sampler: SamplerParams { temperature: 0.0, ..SamplerParams::default() },
-        stop: Vec::new(),
         ignore_end: true,
         hash_logits: true,
+        ..GenerateRequest::default()
     };
     engine.generate(request, |_| {}).unwrap().unwrap()
 }

@@ -33,9 +33,8 @@ fn request(prompt: &[i32], n: usize) -> GenerateRequest {
         prompt: prompt.to_vec(),
         max_tokens: Some(n),
         sampler: SamplerParams { temperature: 0.0, ..SamplerParams::default() },
-        stop: Vec::new(),
         ignore_end: true,
-        hash_logits: false,
+        ..GenerateRequest::default()
     }
 }
 

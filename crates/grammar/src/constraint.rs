@@ -1,14 +1,13 @@
 use std::fmt;
-use std::thread;
 
 use llguidance::Matcher;
 use llguidance::api::{StopReason, TopLevelGrammar};
 use llguidance::toktrie::SimpleVob;
 
 use crate::error::ConstraintError;
-use crate::limits::COMPILE_STACK_BYTES;
 use crate::mask::Mask;
 use crate::rule::Rule;
+use crate::stack::with_stack;
 use crate::vocabulary::Vocabulary;
 
 /// A rule applied to one text, token by token.
@@ -26,18 +25,13 @@ impl Constraint {
     /// # Errors
     /// [`ConstraintError::Invalid`] and [`ConstraintError::TooComplex`], both the rule's fault.
     pub fn new(vocabulary: &Vocabulary, rule: &Rule) -> Result<Self, ConstraintError> {
-        let grammar = rule.grammar()?;
-        let mut matcher = thread::scope(|scope| {
-            thread::Builder::new()
-                .name("grammar".to_owned())
-                .stack_size(COMPILE_STACK_BYTES)
-                .spawn_scoped(scope, || compile(vocabulary, grammar))
-                .map_err(|error| ConstraintError::failed(&error.to_string()))?
-                .join()
-                .unwrap_or_else(|_| Err(ConstraintError::failed("the compiler panicked")))
-        })?;
-        let ignored = matcher.grammar_warnings();
-        Ok(Self { vocabulary: vocabulary.clone(), matcher, mask: SimpleVob::new(), ignored })
+        with_stack(|| {
+            let written = rule.write()?;
+            let mut matcher = compile(vocabulary, written.grammar)?;
+            let mut ignored = written.ignored;
+            ignored.extend(matcher.grammar_warnings());
+            Ok(Self { vocabulary: vocabulary.clone(), matcher, mask: SimpleVob::new(), ignored })
+        })
     }
 
     /// What of a schema is not enforced, in sentences for its author; empty if all of it is.
@@ -105,9 +99,11 @@ fn compile(vocabulary: &Vocabulary, grammar: TopLevelGrammar) -> Result<Matcher,
         .create_parser(grammar)
         .map_err(|error| ConstraintError::refused_rule(&format!("{error:#}")))?;
     let mut matcher = Matcher::new(Ok(parser));
-    // Of no tokens: notices a rule that only the empty text obeys.
+    // A rule that only the empty text obeys is noticed at a token, even at none; a rule that no
+    // text obeys, at a mask.
     matcher
         .consume_tokens(&[])
+        .and_then(|()| matcher.compute_mask_or_eos())
         .map_err(|error| ConstraintError::refused_rule(&format!("{error:#}")))?;
     Ok(matcher)
 }

@@ -36,12 +36,12 @@ pub enum ConstraintError {
 }
 
 impl ConstraintError {
-    pub(crate) fn invalid(reason: impl Into<String>) -> Self {
-        Self::Invalid { reason: reason.into() }
+    pub(crate) fn invalid(reason: &str) -> Self {
+        Self::Invalid { reason: brief(reason) }
     }
 
-    pub(crate) fn too_complex(reason: impl Into<String>) -> Self {
-        Self::TooComplex { reason: reason.into() }
+    pub(crate) fn too_complex(reason: &str) -> Self {
+        Self::TooComplex { reason: brief(reason) }
     }
 
     pub(crate) fn failed(message: &str) -> Self {
@@ -73,9 +73,17 @@ impl ConstraintError {
     }
 }
 
-/// The first line of a message of `llguidance`, which may go on with backtraces and dumps.
+/// The line of a message of `llguidance` that says most: regular expressions are refused with a
+/// drawing and an `error:`; of others, which may go on with dumps, it is the first.
 fn brief(message: &str) -> String {
-    let line = message.lines().next().unwrap_or_default();
+    let line = message
+        .lines()
+        .find_map(|line| line.strip_prefix("error: "))
+        .or_else(|| message.lines().next())
+        .unwrap_or_default();
+    if line == "NoExtensionBias" {
+        return "no text has this form".to_owned();
+    }
     let end = line.floor_char_boundary(REASON_BYTES_MAX);
     line.get(..end).unwrap_or_default().to_owned()
 }

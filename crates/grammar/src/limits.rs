@@ -1,15 +1,25 @@
 use llguidance::api::ParserLimits;
 
-/// Bytes of a schema at most, written without spaces.
-pub const SCHEMA_BYTES_MAX: usize = 256 << 10;
-/// Values within values in a schema at most.
-pub const SCHEMA_DEPTH_MAX: usize = 100;
-/// JSON values in a schema at most.
+/// Bytes of names and texts in a schema at most; descriptions don't count.
+pub const SCHEMA_TEXT_BYTES_MAX: usize = 256 << 10;
+/// Schemas within schemas at most.
+pub const SCHEMA_DEPTH_MAX: usize = 64;
+/// Values in a schema at most; those that aren't enforced don't count.
 pub const SCHEMA_NODES_MAX: usize = 20_000;
-/// Values within values at most, if all references were followed one after the other.
-pub const REFERENCE_REACH_MAX: usize = 4096;
+/// Schemas within schemas at most, if all references were followed one after the other.
+pub const REFERENCE_REACH_MAX: usize = 1000;
+/// Values at most, where keywords that meet in one schema are combined.
+pub const COMBINED_NODES_MAX: usize = 200_000;
+/// Patterns and formats that one text has to match at most.
+pub const COMBINED_PATTERNS_MAX: usize = 4;
+/// Properties of all objects in a schema at most.
+pub const PROPERTIES_MAX: usize = 1000;
+/// Properties in a schema with `minProperties` or `maxProperties` at most: each may be the one.
+pub const CHOSEN_PROPERTIES_MAX: usize = 64;
 /// Entries of `patternProperties` in a schema at most: each is compared with each other.
 pub const PATTERN_PROPERTIES_MAX: usize = 8;
+/// The common multiple of all `multipleOf` in a schema at most, in units of their last place.
+pub const MULTIPLE_OF_MAX: usize = 10_000;
 /// Bytes of a regular expression at most, as a rule or in a schema.
 pub const PATTERN_BYTES_MAX: usize = 4096;
 /// Bytes of a property's name at most.
@@ -17,14 +27,11 @@ pub const PROPERTY_NAME_BYTES_MAX: usize = 1024;
 /// Bytes of a Lark grammar at most.
 pub const LARK_BYTES_MAX: usize = 512 << 10;
 
-/// Bytes of stack of the thread that compiles a rule. `llguidance` recurses into schemas; memory
-/// that isn't reached is not taken.
-pub(crate) const COMPILE_STACK_BYTES: usize = 64 << 20;
-
 /// What `llguidance` may spend. Its own defaults where no reason is given.
 pub(crate) fn parser_limits() -> ParserLimits {
     ParserLimits {
-        max_items_in_row: 2000,
+        // An object with many properties, none of them required, has a few for each.
+        max_items_in_row: 10_000,
         initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 200_000,
         step_max_items: 50_000,

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use crate::error::ConstraintError;
 use crate::limits::{LARK_BYTES_MAX, PATTERN_BYTES_MAX};
 use crate::schema::prepare;
+use crate::stack::with_stack;
 
 /// The form that a text must have.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,30 +32,46 @@ pub enum Rule {
 /// # Errors
 /// If the schema is too large or no schema.
 pub fn lark_schema(schema: &Value) -> Result<String, ConstraintError> {
-    Ok(format!("%json {}", prepare(schema)?))
+    with_stack(|| Ok(format!("%json {}", prepare(schema)?.schema)))
+}
+
+/// A rule for `llguidance`, after what can be checked without compiling it.
+pub(crate) struct Written {
+    pub(crate) grammar: TopLevelGrammar,
+    /// What is not enforced, in sentences.
+    pub(crate) ignored: Vec<String>,
 }
 
 impl Rule {
-    /// The rule for `llguidance`, after what can be checked without compiling it.
-    pub(crate) fn grammar(&self) -> Result<TopLevelGrammar, ConstraintError> {
-        Ok(match self {
-            Self::Json => TopLevelGrammar::from_json_schema(prepare(&json!({"type": "object"}))?),
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(prepare(schema)?),
+    /// Needs the compiler's stack.
+    pub(crate) fn write(&self) -> Result<Written, ConstraintError> {
+        match self {
+            Self::Json => write_schema(&json!({"type": "object"})),
+            Self::JsonSchema(schema) => write_schema(schema),
             Self::Regex(pattern) => {
                 check_bytes("the regular expression", pattern.len(), PATTERN_BYTES_MAX)?;
-                TopLevelGrammar::from_regex(pattern)
+                Ok(Written { grammar: TopLevelGrammar::from_regex(pattern), ignored: Vec::new() })
             }
             Self::Lark(grammar) => {
                 check_bytes("the grammar", grammar.len(), LARK_BYTES_MAX)?;
-                TopLevelGrammar::from_lark(grammar.clone())
+                let grammar = TopLevelGrammar::from_lark(grammar.clone());
+                Ok(Written { grammar, ignored: Vec::new() })
             }
-        })
+        }
     }
+}
+
+fn write_schema(schema: &Value) -> Result<Written, ConstraintError> {
+    let prepared = prepare(schema)?;
+    Ok(Written {
+        grammar: TopLevelGrammar::from_json_schema(prepared.schema),
+        ignored: prepared.ignored,
+    })
 }
 
 fn check_bytes(what: &str, bytes: usize, max: usize) -> Result<(), ConstraintError> {
     if bytes > max {
-        return Err(ConstraintError::too_complex(format!(
+        return Err(ConstraintError::too_complex(&format!(
             "{what} has {bytes} bytes, {max} are allowed"
         )));
     }

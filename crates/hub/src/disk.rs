@@ -62,11 +62,6 @@ impl Partial {
         &self.path
     }
 
-    /// Where it is now.
-    pub(crate) fn partial(&self) -> &Path {
-        &self.partial
-    }
-
     /// Makes it durable and gives it its name.
     pub(crate) fn publish(self) -> Result<(), DiskError> {
         let publish = || {
@@ -151,7 +146,7 @@ mod tests {
         assert!(matches!(Partial::try_open(&path).unwrap(), Opened::Busy));
         drop(first);
         let second = ours(&path);
-        assert_eq!(fs::read(second.partial()).unwrap(), b"half");
+        assert_eq!(fs::read(&second.partial).unwrap(), b"half");
         second.publish().unwrap();
         assert!(matches!(Partial::try_open(&path).unwrap(), Opened::Done));
         assert_eq!(fs::read(&path).unwrap(), b"half");
@@ -159,9 +154,9 @@ mod tests {
 
     #[test]
     fn full_disks_are_told_apart() {
-        let full = DiskError::at("x")(io::ErrorKind::StorageFull.into());
+        let full = DiskError::at(Path::new("x"))(io::ErrorKind::StorageFull.into());
         assert!(matches!(full, DiskError::Full { .. }), "{full}");
-        let other = DiskError::at("x")(io::ErrorKind::PermissionDenied.into());
+        let other = DiskError::at(Path::new("x"))(io::ErrorKind::PermissionDenied.into());
         assert!(matches!(other, DiskError::Io { .. }), "{other}");
         let folder = tempfile::tempdir().unwrap();
         let room = check_room(folder.path(), u64::MAX / 2).unwrap_err();

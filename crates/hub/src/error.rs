@@ -1,7 +1,7 @@
 //! Why a name leads to no model, or a store can't be changed.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::blobs::Digest;
 use crate::manifest::ManifestError;
@@ -92,8 +92,8 @@ pub enum DiskError {
 
 impl DiskError {
     /// What an I/O error at a path means.
-    pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
+    pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path },
             _ => Self::Io { path, source },

@@ -23,6 +23,7 @@ mod error;
 mod manifest;
 mod name;
 mod own;
+mod pull;
 mod quantization;
 mod stores;
 
@@ -32,4 +33,5 @@ pub use entry::{Entry, StoreKind};
 pub use error::{DiskError, ResolveError, StoreError};
 pub use manifest::{Blob, MANIFEST_VERSION, Manifest, ManifestError, Message, ModelRef, PARTS_MAX};
 pub use name::{ModelName, NameError};
+pub use pull::{Progress, PullConfig, PullError, Puller};
 pub use stores::Stores;

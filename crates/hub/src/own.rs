@@ -13,6 +13,8 @@
 
 mod change;
 
+pub(crate) use change::{check_case, forget_blobs};
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -65,7 +65,7 @@ impl Default for ContextParams {
 }
 
 /// A context could not be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("llama.cpp can't make a context: {reason}")]
 pub struct ContextError {
     /// What llama.cpp logged last.
@@ -73,7 +73,7 @@ pub struct ContextError {
 }
 
 /// Why tokens could not be computed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// The context has no room for the batch.

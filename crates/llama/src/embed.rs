@@ -6,7 +6,7 @@ use crate::context::{BatchToken, Context, DecodeError};
 use crate::vocab::Token;
 
 /// Why there is no embedding.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmbedError {
     /// There is nothing to compute.

@@ -257,7 +257,12 @@ impl Context {
         crate::take_log_error();
         // SAFETY: the context is alive; llama.cpp reads at most the length that is passed.
         let read = unsafe {
-            sys::llama_state_seq_set_data(self.as_ptr(), bytes.as_ptr(), bytes.len(), self.scratch())
+            sys::llama_state_seq_set_data(
+                self.as_ptr(),
+                bytes.as_ptr(),
+                bytes.len(),
+                self.scratch(),
+            )
         };
         if read == bytes.len() {
             return Ok(());

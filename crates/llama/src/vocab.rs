@@ -77,6 +77,12 @@ impl Vocab<'_> {
         }
     }
 
+    /// The bytes of a token that may be none, control tokens written out; `None` if it is none.
+    pub fn checked_piece(&self, token: Token) -> Option<Vec<u8>> {
+        let is_known = usize::try_from(token).is_ok_and(|id| id < self.n_tokens());
+        is_known.then(|| self.piece(token, true))
+    }
+
     /// Whether tokens stand for just these bytes, control tokens written out.
     pub fn spells(&self, tokens: &[Token], text: &[u8]) -> bool {
         let mut rest = text;

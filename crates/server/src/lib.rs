@@ -28,4 +28,3 @@ mod wire;
 pub use app::{App, Shared, router};
 pub use config::{Config, Limits, TlsConfig};
 pub use error::{ApiError, ErrorKind};
-pub use serve::{ServeError, Server};

@@ -230,7 +230,7 @@ impl Conversation {
         }
         let message = |m: SessionMessage| Message::new(&m.role, m.content);
         self.messages = found.messages.into_iter().map(message).collect();
-        self.transcript = Transcript::checked(engine, found.text, found.tokens)?;
+        self.transcript = Transcript::checked(engine, found.text, found.tokens);
         Ok(())
     }
 

@@ -224,14 +224,14 @@ impl Running<'_> {
         text: &str,
         in_chat: bool,
     ) -> anyhow::Result<Generated> {
-        let prompt = conversation.transcript().tokenize(self.engine, text)?;
+        let prompt = conversation.transcript().tokenize(self.engine, text);
         let request = GenerateRequest {
             prompt: prompt.clone(),
             max_tokens: self.args.max_tokens.map(|n| n as usize),
             sampler: self.args.sampling.params(),
             stop: self.args.stop.clone(),
             ignore_end: self.args.ignore_eos,
-            hash_logits: false,
+            ..GenerateRequest::default()
         };
         let mut bar = Bar::new("reading the prompt");
         let mut out = TextOut::new();

@@ -46,10 +46,9 @@ const FORGETFUL_WAIT_MAX: Duration = Duration::from_secs(1);
 const CHECKPOINT_SHARE: usize = 4;
 const CHECKPOINT_TOKENS_MIN: usize = 1024;
 
-/// The tiers, and what of the present sequence is in them.
+/// The tiers of all sequences of a context.
 pub(crate) struct Attention {
     store: Store,
-    scope: Scope,
     fields: ScopeFields,
     shape: StateShape,
     sizes: Sizes,
@@ -57,16 +56,22 @@ pub(crate) struct Attention {
     /// Layers with a sliding window forget: what was dropped can't be written later.
     is_windowed: bool,
     rates: Rates,
+    /// Whether something went wrong that will again: nothing is written or read any more.
+    failed: bool,
+}
+
+/// What of one sequence is in the tiers.
+pub(crate) struct Track {
+    seq: i32,
+    scope: Scope,
     progress: Progress,
     /// When the turn began, and how long it has waited for the drive.
     turn: Instant,
     waited: Duration,
     export_time: Duration,
-    /// Whether something went wrong that will again: nothing is written or read any more.
-    failed: bool,
 }
 
-/// How far the present sequence is written.
+/// How far a sequence is written.
 struct Progress {
     /// The tokens of all full blocks.
     chain: Chain,
@@ -96,6 +101,25 @@ impl Progress {
     }
 }
 
+impl Track {
+    /// Everything was forgotten.
+    pub(crate) fn cleared(&mut self) {
+        self.progress = Progress::new(&self.scope);
+    }
+
+    /// A turn begins.
+    pub(crate) fn turn_begins(&mut self) {
+        self.turn = Instant::now();
+        self.waited = Duration::ZERO;
+        self.export_time = Duration::ZERO;
+    }
+
+    /// Time that the present turn gave to taking state out of the context, waiting included.
+    pub(crate) fn export_time(&self) -> Duration {
+        self.export_time
+    }
+}
+
 impl Attention {
     pub(crate) fn new(
         context: &mut Context,
@@ -105,23 +129,33 @@ impl Attention {
         options: KvOptions,
         rates: Rates,
     ) -> Result<Attention, StateError> {
-        let shape = context.state_shape()?;
-        let scope = Scope::new(&fields);
         Ok(Attention {
-            progress: Progress::new(&scope),
+            shape: context.state_shape()?,
             is_windowed: context.model().info().n_swa > 0,
             store,
-            scope,
             fields,
-            shape,
             sizes,
             options,
             rates,
+            failed: false,
+        })
+    }
+
+    /// Of a sequence in which nothing is.
+    pub(crate) fn track(&self, seq: i32, tenant: &str) -> Track {
+        let scope = self.scope(tenant);
+        Track {
+            seq,
+            progress: Progress::new(&scope),
+            scope,
             turn: Instant::now(),
             waited: Duration::ZERO,
             export_time: Duration::ZERO,
-            failed: false,
-        })
+        }
+    }
+
+    fn scope(&self, tenant: &str) -> Scope {
+        Scope::new(&ScopeFields { tenant: tenant.to_owned(), ..self.fields.clone() })
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -136,7 +170,7 @@ impl Attention {
         &self.options
     }
 
-    /// Whether an idle conversation of so many tokens may stay in the context.
+    /// Whether idle conversations of so many tokens may stay in the context.
     pub(crate) fn fits(&self, hot: HotLimit, n_tokens: usize) -> bool {
         let n_tokens = n_tokens as u64;
         match hot {
@@ -150,11 +184,11 @@ impl Attention {
     }
 
     /// The sequence was cut back to its first `keep` tokens.
-    pub(crate) fn cut(&mut self, tokens: &[Token], keep: usize) {
+    pub(crate) fn cut(&self, track: &mut Track, tokens: &[Token], keep: usize) {
         let solid = keep / self.sizes.block_tokens * self.sizes.block_tokens;
-        let progress = &mut self.progress;
+        let progress = &mut track.progress;
         if solid < progress.solid() {
-            progress.chain = Chain::new(&self.scope);
+            progress.chain = Chain::new(&track.scope);
             progress.chain.push(tokens.get(..solid).unwrap_or_default());
             progress.checked = progress.checked.min(solid);
             progress.tail = None;
@@ -167,67 +201,65 @@ impl Attention {
     }
 
     /// The sequence holds `tokens` now, restored from blocks of which this was the last.
-    fn restored(&mut self, tokens: &[Token], last: Option<&FoundBlock>) {
-        self.progress = Progress::new(&self.scope);
+    fn restored(&self, track: &mut Track, tokens: &[Token], last: Option<&FoundBlock>) {
+        track.progress = Progress::new(&track.scope);
         let size = self.sizes.block_tokens;
         let solid = tokens.len() / size * size;
-        self.progress.chain.push(&tokens[..solid]);
-        self.progress.checkpoint_at = tokens.len();
+        track.progress.chain.push(&tokens[..solid]);
+        track.progress.checkpoint_at = tokens.len();
         let is_tail = |block: &&FoundBlock| {
             block.from as usize == solid
                 && block.from as usize + block.key.n_tokens as usize == tokens.len()
         };
-        self.progress.tail = last.filter(is_tail).map(|block| (block.key, tokens.len()));
-    }
-
-    /// From now on it is somebody else's state, of which nothing is in the context.
-    pub(crate) fn set_tenant(&mut self, tenant: &str) {
-        tenant.clone_into(&mut self.fields.tenant);
-        self.scope = Scope::new(&self.fields);
-        self.cleared();
-    }
-
-    /// Everything was forgotten.
-    pub(crate) fn cleared(&mut self) {
-        self.progress = Progress::new(&self.scope);
+        track.progress.tail = last.filter(is_tail).map(|block| (block.key, tokens.len()));
     }
 
     /// Tokens of a prompt were computed.
-    pub(crate) fn prompt_grew(&mut self, context: &mut Context, tokens: &[Token]) {
+    pub(crate) fn prompt_grew(
+        &mut self,
+        track: &mut Track,
+        context: &mut Context,
+        tokens: &[Token],
+    ) {
         let begin = Instant::now();
-        self.prompt_grew_by(context, tokens);
-        self.export_time += begin.elapsed();
+        self.prompt_grew_by(track, context, tokens);
+        track.export_time += begin.elapsed();
     }
 
-    fn prompt_grew_by(&mut self, context: &mut Context, tokens: &[Token]) {
-        self.write_full(context, tokens);
-        let grown = tokens.len().saturating_sub(self.progress.checkpoint_at);
+    fn prompt_grew_by(&mut self, track: &mut Track, context: &mut Context, tokens: &[Token]) {
+        self.write_full(track, context, tokens);
+        let grown = tokens.len().saturating_sub(track.progress.checkpoint_at);
         let enough = CHECKPOINT_TOKENS_MIN.max(tokens.len() / CHECKPOINT_SHARE);
         if self.shape.needs_checkpoint() && grown >= enough {
-            self.write_end(context, tokens);
+            self.write_end(track, context, tokens);
         }
     }
 
     /// A token of an answer was computed.
-    pub(crate) fn answer_grew(&mut self, context: &mut Context, tokens: &[Token]) {
+    pub(crate) fn answer_grew(
+        &mut self,
+        track: &mut Track,
+        context: &mut Context,
+        tokens: &[Token],
+    ) {
         let begin = Instant::now();
-        self.write_full(context, tokens);
+        self.write_full(track, context, tokens);
         let every = if self.shape.needs_checkpoint() { CHECKPOINT_EVERY } else { TAIL_EVERY };
-        if self.progress.written_at.elapsed() >= every {
-            self.write_end(context, tokens);
+        if track.progress.written_at.elapsed() >= every {
+            self.write_end(track, context, tokens);
         }
-        self.export_time += begin.elapsed();
-    }
-
-    /// Time that the present turn gave to taking state out of the context, waiting included.
-    pub(crate) fn export_time(&self) -> Duration {
-        self.export_time
+        track.export_time += begin.elapsed();
     }
 
     /// A turn ends, or a prompt does where state can't be cut: all of it is written.
-    pub(crate) fn turn_ended(&mut self, context: &mut Context, tokens: &[Token]) {
-        self.write_full(context, tokens);
-        self.write_end(context, tokens);
+    pub(crate) fn turn_ended(
+        &mut self,
+        track: &mut Track,
+        context: &mut Context,
+        tokens: &[Token],
+    ) {
+        self.write_full(track, context, tokens);
+        self.write_end(track, context, tokens);
     }
 
     /// Whether a state before the answer is worth keeping: it can't be cut back to it.
@@ -237,35 +269,40 @@ impl Attention {
 
     /// Offers again what the store has not: dropped, when the drive could not follow, or evicted.
     /// Does a little at a time; true if there may be more to do.
-    pub(crate) fn refill(&mut self, context: &mut Context, tokens: &[Token]) -> bool {
+    pub(crate) fn refill(
+        &mut self,
+        track: &mut Track,
+        context: &mut Context,
+        tokens: &[Token],
+    ) -> bool {
         if self.failed || self.is_windowed {
             return false;
         }
         if !self.store.flush(Duration::ZERO) {
             return true;
         }
-        let behind = self.progress.solid();
-        self.write_full(context, tokens);
-        self.write_end(context, tokens);
-        if self.progress.solid() > behind {
+        let behind = track.progress.solid();
+        self.write_full(track, context, tokens);
+        self.write_end(track, context, tokens);
+        if track.progress.solid() > behind {
             return true;
         }
         let size = self.sizes.block_tokens;
-        let mut chain = Chain::new(&self.scope);
+        let mut chain = Chain::new(&track.scope);
         let mut offered = 0;
         let mut from = 0;
-        while from + size <= self.progress.solid() && offered < BLOCKS_UNDER_WAY {
+        while from + size <= track.progress.solid() && offered < BLOCKS_UNDER_WAY {
             let parent = chain.node();
             chain.push(&tokens[from..from + size]);
-            if from >= self.progress.checked {
+            if from >= track.progress.checked {
                 let key = block_key(parent, &chain, size);
                 if self.store.state(&key) == State::Miss {
-                    if !self.write(context, tokens, from, key, Vec::new()) {
+                    if !self.write(track, context, tokens, from, key, Vec::new()) {
                         return false;
                     }
                     offered += 1;
                 }
-                self.progress.checked = from + size;
+                track.progress.checked = from + size;
             }
             from += size;
         }
@@ -273,96 +310,89 @@ impl Attention {
     }
 
     /// Whether all of the sequence could be read back.
-    pub(crate) fn has_all(&self, tokens: &[Token]) -> bool {
+    pub(crate) fn has_all(&self, track: &Track, tokens: &[Token]) -> bool {
         let want =
             hypura_kv::Want { checkpoint: self.shape.needs_checkpoint(), tokens_max: tokens.len() };
-        !self.failed && self.store.find(&self.scope, tokens, want).tokens == tokens.len()
+        !self.failed && self.store.find(&track.scope, tokens, want).tokens == tokens.len()
     }
 
     /// Writes the blocks that are full, as many as there is room for: the others stay in the context
     /// until there is.
-    fn write_full(&mut self, context: &mut Context, tokens: &[Token]) {
+    fn write_full(&mut self, track: &mut Track, context: &mut Context, tokens: &[Token]) {
         let size = self.sizes.block_tokens;
-        while !self.failed && self.progress.solid() + size <= tokens.len() {
-            if !self.has_room(self.sizes.block_bytes) {
+        while !self.failed && track.progress.solid() + size <= tokens.len() {
+            if !self.has_room(track, self.sizes.block_bytes) {
                 break;
             }
-            let from = self.progress.solid();
-            let mut chain = self.progress.chain.clone();
+            let from = track.progress.solid();
+            let mut chain = track.progress.chain.clone();
             let parent = chain.node();
             chain.push(&tokens[from..from + size]);
             let key = block_key(parent, &chain, size);
-            let replaced = self.replaced_tail();
+            let replaced = self.replaced_tail(track);
             if self.store.state(&key) == State::Miss {
-                self.write(context, tokens, from, key, replaced);
+                self.write(track, context, tokens, from, key, replaced);
             }
-            self.progress.chain = chain;
-            self.progress.tail = None;
+            track.progress.chain = chain;
+            track.progress.tail = None;
         }
     }
 
     /// Whether so many bytes may be written now. Waits a little where that keeps a long prompt's blocks
     /// from piling up, and longer where they could not be written later.
-    fn has_room(&mut self, bytes: u64) -> bool {
+    fn has_room(&self, track: &mut Track, bytes: u64) -> bool {
         let must = self.is_windowed || self.shape.needs_checkpoint();
         let at_most = if must {
             FORGETFUL_WAIT_MAX
         } else {
-            (self.turn.elapsed() / WAIT_SHARE).saturating_sub(self.waited)
+            (track.turn.elapsed() / WAIT_SHARE).saturating_sub(track.waited)
         };
         let begin = Instant::now();
         let has_room = self.store.wait_for_room(bytes, at_most);
-        self.waited += begin.elapsed();
+        track.waited += begin.elapsed();
         has_room || must
     }
 
-    /// A turn begins.
-    pub(crate) fn turn_begins(&mut self) {
-        self.turn = Instant::now();
-        self.waited = Duration::ZERO;
-        self.export_time = Duration::ZERO;
-    }
-
     /// Writes what is not in full blocks, and a checkpoint where one is needed.
-    fn write_end(&mut self, context: &mut Context, tokens: &[Token]) {
-        self.progress.written_at = Instant::now();
-        let from = self.progress.solid();
+    fn write_end(&mut self, track: &mut Track, context: &mut Context, tokens: &[Token]) {
+        track.progress.written_at = Instant::now();
+        let from = track.progress.solid();
         // Full blocks come first, and none is dropped for what can wait.
         let has_full = tokens.len() - from >= self.sizes.block_tokens;
-        if has_full || !self.has_room(self.sizes.block_bytes) {
+        if has_full || !self.has_room(track, self.sizes.block_bytes) {
             return;
         }
-        let mut chain = self.progress.chain.clone();
+        let mut chain = track.progress.chain.clone();
         if from < tokens.len() && !self.failed {
             let parent = chain.node();
             chain.push(&tokens[from..]);
             let key = block_key(parent, &chain, tokens.len() - from);
-            let replaced = self.replaced_tail();
+            let replaced = self.replaced_tail(track);
             if self.store.state(&key) == State::Miss {
-                self.write(context, tokens, from, key, replaced);
+                self.write(track, context, tokens, from, key, replaced);
             }
-            self.progress.tail = Some((key, tokens.len()));
+            track.progress.tail = Some((key, tokens.len()));
         }
         if self.shape.needs_checkpoint() && !tokens.is_empty() && !self.failed {
-            self.write_checkpoint(context, &chain);
+            self.write_checkpoint(track, context, &chain);
         }
     }
 
-    fn write_checkpoint(&mut self, context: &mut Context, chain: &Chain) {
-        self.progress.checkpoint_at = chain.len();
+    fn write_checkpoint(&mut self, track: &mut Track, context: &mut Context, chain: &Chain) {
+        track.progress.checkpoint_at = chain.len();
         let node = chain.node();
         let key = BlockKey { parent: node, node, kind: BlockKind::Checkpoint, n_tokens: 0 };
         if self.store.state(&key) != State::Miss {
             return;
         }
-        if !self.has_room(self.sizes.checkpoint_bytes) {
+        if !self.has_room(track, self.sizes.checkpoint_bytes) {
             return;
         }
         let mut payload = Vec::new();
-        match context.export_checkpoint(&self.shape, &mut payload) {
+        match context.export_checkpoint(&self.shape, track.seq, &mut payload) {
             Ok(()) => {
                 let from = u32::try_from(chain.len()).unwrap_or(u32::MAX);
-                let scope = self.scope;
+                let scope = track.scope;
                 self.put(Block { key, scope, from, tokens: Vec::new(), payload }, Vec::new());
             }
             Err(error) => self.fail(&error),
@@ -370,16 +400,17 @@ impl Attention {
     }
 
     /// The tail that the next block replaces. A checkpoint needs its tail: they stay together.
-    fn replaced_tail(&self) -> Vec<BlockKey> {
+    fn replaced_tail(&self, track: &Track) -> Vec<BlockKey> {
         if self.shape.needs_checkpoint() {
             return Vec::new();
         }
-        self.progress.tail.iter().map(|(key, _)| *key).collect()
+        track.progress.tail.iter().map(|(key, _)| *key).collect()
     }
 
     /// Hands a block of tokens from `from` on to the store; false if that is of no use.
     fn write(
         &mut self,
+        track: &Track,
         context: &mut Context,
         tokens: &[Token],
         from: usize,
@@ -388,11 +419,11 @@ impl Attention {
     ) -> bool {
         let to = from + key.n_tokens as usize;
         let mut payload = Vec::new();
-        match context.export_tokens(&self.shape, from, to, &mut payload) {
+        match context.export_tokens(&self.shape, track.seq, from, to, &mut payload) {
             Ok(()) => {
                 let tokens = tokens[from..to].to_vec();
                 let from = u32::try_from(from).unwrap_or(u32::MAX);
-                self.put(Block { key, scope: self.scope, from, tokens, payload }, replaced)
+                self.put(Block { key, scope: track.scope, from, tokens, payload }, replaced)
             }
             Err(StateError::Incomplete) => false,
             Err(error) => {

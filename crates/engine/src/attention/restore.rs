@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use hypura_kv::{Found, FoundBlock, Tier, Want};
 use hypura_llama::{Context, ImportBytes, StateError, Token};
 
-use super::Attention;
+use super::{Attention, Track};
 
 /// A damaged block may hide a shorter prefix that is sound: so often that is looked for.
 const ATTEMPTS_MAX: usize = 4;
@@ -64,6 +64,7 @@ impl Attention {
     /// its logits are needed.
     pub(crate) fn restore(
         &mut self,
+        track: &mut Track,
         context: &mut Context,
         prompt: &[Token],
         kept: usize,
@@ -80,7 +81,7 @@ impl Attention {
             if self.failed {
                 break;
             }
-            let found = self.store.find(&self.scope, prompt, want);
+            let found = self.store.find(&track.scope, prompt, want);
             usage.known_tokens = usage.known_tokens.max(found.tokens);
             if found.tokens <= done || !self.is_worth_it(&found, done, usage) {
                 break;
@@ -96,26 +97,27 @@ impl Attention {
                     .max()
                     .unwrap_or(0),
             };
-            let is_cut = from > 0 && context.forget(0, i32::try_from(from).unwrap_or(0), -1);
+            let is_cut =
+                from > 0 && context.forget(track.seq, i32::try_from(from).unwrap_or(0), -1);
             let from = if is_cut { from } else { 0 };
             if from == 0 {
-                context.clear();
+                context.forget(track.seq, -1, -1);
             }
             changed = true;
-            match self.read(context, prompt, &found, from, usage) {
+            match self.read(track.seq, context, prompt, &found, from, usage) {
                 Ok(tokens) => {
                     done = tokens;
-                    self.restored(&prompt[..done], found.blocks.last());
+                    self.restored(track, &prompt[..done], found.blocks.last());
                     break;
                 }
                 Err((tokens, trouble)) => {
                     usage.lost_blocks += 1;
                     done = tokens;
                     if self.shape.needs_checkpoint() {
-                        context.clear();
+                        context.forget(track.seq, -1, -1);
                         done = 0;
                     }
-                    self.restored(&prompt[..done], None);
+                    self.restored(track, &prompt[..done], None);
                     if let Trouble::Refused(error) = trouble {
                         self.fail(&error);
                     }
@@ -149,6 +151,7 @@ impl Attention {
     /// in the context then.
     fn read(
         &mut self,
+        seq: i32,
         context: &mut Context,
         prompt: &[Token],
         found: &Found,
@@ -171,7 +174,7 @@ impl Attention {
             }
             let mut bytes = ImportBytes::new(fetched.payload());
             context
-                .import_tokens(&self.shape, &mut bytes, done, used)
+                .import_tokens(&self.shape, seq, &mut bytes, done, used)
                 .map_err(|error| (done, Trouble::Refused(error)))?;
             usage.count(fetched.tier, used, block.bytes);
             done += used;
@@ -180,7 +183,7 @@ impl Attention {
             match fetch.next() {
                 Some(Ok(fetched)) if fetched.from as usize == done => {
                     context
-                        .import_checkpoint(&self.shape, fetched.payload())
+                        .import_checkpoint(&self.shape, seq, fetched.payload())
                         .map_err(|error| (0, Trouble::Refused(error)))?;
                     usage.count(fetched.tier, 0, fetched.payload().len() as u64);
                 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{AheadStats, Segment};
+use crate::status::ExpertMap;
 
 /// What streaming did since it began, or in a part of a run.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -58,11 +59,17 @@ impl StreamStats {
 pub(crate) struct Shared {
     pub(super) stats: Mutex<StreamStats>,
     pub(super) segments: Mutex<Option<Vec<Segment>>>,
+    pub(super) experts: Mutex<Option<ExpertMap>>,
 }
 
 impl Shared {
     pub(crate) fn stats(&self) -> StreamStats {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which experts are used, and which are in memory; `None` if none are streamed.
+    pub(crate) fn experts(&self) -> Option<ExpertMap> {
+        self.experts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// From now on keeps what each layer computes and misses.

@@ -177,6 +177,12 @@ fn check_weights(own: &Path, manifest: &Manifest) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Removes files of no model.
+pub(crate) fn forget_blobs(own: &Path, blobs: &[Blob]) -> Result<(), StoreError> {
+    let _lock = lock(own)?;
+    remove_unused(own, blobs)
+}
+
 fn read_manifest(path: &Path) -> Option<Manifest> {
     Manifest::parse(&read_small(path, MANIFEST_BYTES_MAX).ok()??).ok()
 }

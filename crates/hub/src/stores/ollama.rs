@@ -73,7 +73,7 @@ pub(super) fn open(root: &Path, name: &str, path: &Path) -> Result<Entry, Resolv
     let manifest: OllamaManifest = serde_json::from_slice(&json)
         .map_err(|_| unusable("its manifest in Ollama's store is damaged; pull it again"))?;
     let layers = Layers { root, layers: &manifest.layers };
-    if layers.all("adapter").next().is_some() {
+    if layers.of_kind("adapter").next().is_some() {
         return Err(unusable("it has an adapter, which can't be applied; merge it into the model"));
     }
     let weights = layers.all("model").next();
@@ -97,13 +97,14 @@ struct Layers<'a> {
 }
 
 impl Layers<'_> {
+    fn of_kind(&self, kind: &str) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().filter(move |l| l.media_type.strip_prefix(MEDIA_TYPE) == Some(kind))
+    }
+
     /// The blobs of all layers of a kind. What is no digest is passed over: it would be a path.
     fn all(&self, kind: &str) -> impl Iterator<Item = PathBuf> {
-        self.layers
-            .iter()
-            .filter(move |layer| layer.media_type.strip_prefix(MEDIA_TYPE) == Some(kind))
-            .filter_map(|layer| Digest::parse(&layer.digest))
-            .map(|digest| self.root.join("blobs").join(format!("sha256-{digest}")))
+        let digests = self.of_kind(kind).filter_map(|layer| Digest::parse(&layer.digest));
+        digests.map(|digest| self.root.join("blobs").join(format!("sha256-{digest}")))
     }
 
     /// All texts of a kind, in order; `None` if there is none.

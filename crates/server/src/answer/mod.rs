@@ -3,6 +3,7 @@
 //! A wire format turns its request into an [`Ask`], calls [`ask`], and writes the [`Event`]s in its
 //! own form. Templates, tokens, memory of what was said, queueing and cancelling are here.
 
+mod embed;
 mod memory;
 mod prompt;
 mod stream;
@@ -13,8 +14,10 @@ use hypura_chat::{Conversation, Delta};
 use hypura_engine::llama::Token;
 use hypura_grammar::Rule;
 
+pub use embed::{EmbedAsk, EmbedInput, Embedded, embed};
 pub(crate) use memory::Memory;
-pub use stream::{Answer, ask};
+pub(crate) use stream::blocking;
+pub use stream::{Answer, ask, count};
 
 /// A question to a model.
 #[derive(Debug, Clone)]

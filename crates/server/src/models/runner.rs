@@ -30,8 +30,25 @@ pub struct Facts {
     pub mode: String,
     /// Time that loading took.
     pub load_time: Duration,
-    /// Whether the tokenizer puts a beginning-of-text token in front by itself.
-    pub adds_bos: bool,
+    /// Where its bytes are planned to be.
+    pub tiers: Tiers,
+}
+
+/// Where a model's bytes are planned to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tiers {
+    /// Weights that stay in memory.
+    pub ram_weights_bytes: u64,
+    /// Slots of experts, and the ring that whole matrices pass through.
+    pub ram_slots_bytes: u64,
+    /// Attention state in the context.
+    pub ram_kv_bytes: u64,
+    /// Buffers for computing and reading.
+    pub ram_buffers_bytes: u64,
+    /// Weights that are read from the drive as they are needed.
+    pub drive_weights_bytes: u64,
+    /// The cold tier's cap; 0 if there is none.
+    pub kv_cold_bytes_max: u64,
 }
 
 /// A loaded model. Tests put a scripted one here.
@@ -62,7 +79,7 @@ pub trait Runner: Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`Runner::generate`].
-    fn embed(&self, inputs: Vec<Vec<Token>>, reply: EmbedReply) -> Result<(), Refused>;
+    fn embed(&self, inputs: Vec<Vec<Token>>, reply: EmbedReply) -> Result<Ticket, Refused>;
 
     /// Its numbers now.
     fn status(&self) -> EngineStatus;
@@ -73,8 +90,7 @@ pub trait Runner: Send + Sync + 'static {
 
 /// Loads models. Blocks: it is called on a thread of its own.
 pub trait Loader: Send + Sync + 'static {
-    /// What the model needs at least to be wholly in memory, and at least at all, in bytes, with
-    /// this context.
+    /// What the model needs of memory with this context, and what is free.
     ///
     /// # Errors
     /// When the file is no sound model.
@@ -105,6 +121,6 @@ pub struct Want {
 pub struct Needs {
     /// With all weights in memory.
     pub resident_bytes: u64,
-    /// With as little as it can run in.
-    pub smallest_bytes: u64,
+    /// What could be had now, if nothing was unloaded.
+    pub free_bytes: u64,
 }
