@@ -66,11 +66,10 @@ pub(super) async fn chat(
         app.models.unload(model).await.map_err(|error| about_model(error, model))?;
         return Ok(writer.without_prompt("unload"));
     }
-    let lease = app
-        .models
-        .load(model, settings.keep_alive, settings.options.num_ctx)
-        .await
-        .map_err(|error| about_model(error, model))?;
+    // What comes with an answer is for the answer's own hold on the model: this one ends before it.
+    let keep_alive = settings.keep_alive.filter(|_| conversation.messages.is_empty());
+    let lease = app.models.load(model, keep_alive, settings.options.num_ctx).await;
+    let lease = lease.map_err(|error| about_model(error, model))?;
     writer.load = started.elapsed();
     let facts = lease.runner().facts();
     if !facts.generates {
@@ -82,8 +81,9 @@ pub(super) async fn chat(
         return Ok(writer.without_prompt("load"));
     }
     let question = settings.ask(Input::Chat(conversation), &caller.tenant);
-    let answer = ask(&app, question).await.map_err(|error| about_model(error, model))?;
+    // Who holds a model and asks for it again might wait for somebody who waits for its release.
     drop(lease);
+    let answer = ask(&app, question).await.map_err(|error| about_model(error, model))?;
     Ok(respond(answer, Parts::default(), writer, settings.stream).await?)
 }
 

@@ -19,7 +19,7 @@ use super::fill::FillTokens;
 use super::message::no_images;
 use super::parts::Parts;
 use super::request::{Common, Settings};
-use crate::answer::{Input, ask};
+use crate::answer::{Input, ask, blocking};
 use crate::app::Shared;
 use crate::config::Limits;
 use crate::error::ApiError;
@@ -122,11 +122,10 @@ pub(super) async fn generate(
         app.models.unload(model).await.map_err(|error| about_model(error, model))?;
         return Ok(writer.without_prompt("unload"));
     }
-    let lease = app
-        .models
-        .load(model, settings.keep_alive, settings.options.num_ctx)
-        .await
-        .map_err(|error| about_model(error, model))?;
+    // What comes with an answer is for the answer's own hold on the model: this one ends before it.
+    let keep_alive = settings.keep_alive.filter(|_| prompt == Prompt::Nothing);
+    let lease = app.models.load(model, keep_alive, settings.options.num_ctx).await;
+    let lease = lease.map_err(|error| about_model(error, model))?;
     writer.load = started.elapsed();
     let facts = lease.runner().facts();
     if !facts.generates {
@@ -134,12 +133,13 @@ pub(super) async fn generate(
         return Err(ApiError::bad_field("model", message).into());
     }
     let think = thinking(&settings, facts.template.capabilities().thinking)?;
-    let Some((input, parts)) = input(prompt, think, &settings, &lease)? else {
-        return Ok(writer.without_prompt("load"));
-    };
+    // Templates and tokens take a while. At the end of it the model is let go: who holds one and asks
+    // for it again might wait for somebody who waits for its release.
+    let held = settings.clone();
+    let input = blocking(move || input(prompt, think, &held, &lease)).await?;
+    let Some((input, parts)) = input else { return Ok(writer.without_prompt("load")) };
     let question = settings.ask(input, &caller.tenant);
     let answer = ask(&app, question).await.map_err(|error| about_model(error, model))?;
-    drop(lease);
     Ok(respond(answer, parts, writer, settings.stream).await?)
 }
 

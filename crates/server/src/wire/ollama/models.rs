@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::error::OllamaError;
 use super::fill::FillTokens;
 use super::format::timestamp;
+use crate::answer::blocking;
 use crate::app::Shared;
 use crate::error::ApiError;
 
@@ -120,8 +121,7 @@ pub(super) async fn with_stores<T: Send + 'static>(
     work: impl FnOnce(&Stores) -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     let app = Arc::clone(app);
-    let work = tokio::task::spawn_blocking(move || work(app.models.stores()));
-    work.await.map_err(|error| ApiError::internal(format!("the model store failed: {error}")))
+    blocking(move || Ok(work(app.models.stores()))).await
 }
 
 /// All models that lie here, the latest first.
