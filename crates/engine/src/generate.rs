@@ -132,6 +132,30 @@ pub struct Generated {
     pub decode_segments: Option<Vec<Segment>>,
 }
 
+impl Generated {
+    /// An answer that took no time.
+    pub fn new(text: String, tokens: Vec<Token>, finish: Finish) -> Generated {
+        Generated {
+            text,
+            tokens,
+            finish,
+            prompt_tokens: 0,
+            reused_tokens: 0,
+            kv: KvUse::default(),
+            logits_sha256: None,
+            is_exact: true,
+            queue_time: Duration::ZERO,
+            ttft: Duration::ZERO,
+            prompt_time: Duration::ZERO,
+            decode_time: Duration::ZERO,
+            prompt_stream: StreamStats::default(),
+            decode_stream: StreamStats::default(),
+            filling: None,
+            decode_segments: None,
+        }
+    }
+}
+
 /// Tokens of an answer during which experts that it needs find their slots; later ones are counted
 /// apart.
 pub const FILL_TOKENS: usize = 32;
