@@ -15,7 +15,7 @@ use super::format::{
     AnswerMessage, ChatLine, Extension, GenerateLine, Metrics, done_reason, timestamp,
 };
 use super::parts::{Part, Parts};
-use crate::answer::Answer;
+use crate::answer::{Answer, Event};
 use crate::error::ApiError;
 use crate::http;
 
@@ -129,14 +129,14 @@ impl Writer {
 /// What goes wrong before anything is sent. What goes wrong later is a line of the stream.
 pub(super) async fn respond(
     mut answer: Answer,
-    mut parts: Parts,
     writer: Writer,
     stream: bool,
 ) -> Result<Response, ApiError> {
+    let mut parts = Parts::default();
     if !stream {
         let mut whole = Part::default();
         while let Some(event) = answer.next().await {
-            for part in parts.take(event?)? {
+            if let Some(part) = parts.take(event?)? {
                 whole.absorb(part);
             }
         }
@@ -180,17 +180,15 @@ impl Lines {
         None
     }
 
-    fn of_event(&mut self, event: crate::answer::Event) -> Vec<u8> {
-        let parts = match self.parts.take(event) {
-            Ok(parts) => parts,
-            Err(error) => return self.of_error(&error),
-        };
-        let mut lines = Vec::new();
-        for part in parts {
-            self.is_over |= part.done.is_some();
-            lines.extend(self.writer.line(part));
+    fn of_event(&mut self, event: Event) -> Vec<u8> {
+        match self.parts.take(event) {
+            Ok(Some(part)) => {
+                self.is_over = part.done.is_some();
+                self.writer.line(part)
+            }
+            Ok(None) => Vec::new(),
+            Err(error) => self.of_error(&error),
         }
-        lines
     }
 
     fn of_error(&mut self, error: &ApiError) -> Vec<u8> {

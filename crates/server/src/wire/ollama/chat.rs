@@ -13,7 +13,6 @@ use serde_json::Map;
 use super::answer::{Form, Writer, respond};
 use super::error::{OllamaError, about_model};
 use super::message::{RequestMessage, RequestTool, messages, tools};
-use super::parts::Parts;
 use super::request::{Common, Settings};
 use crate::answer::{Input, ask};
 use crate::app::Shared;
@@ -84,7 +83,7 @@ pub(super) async fn chat(
     // Who holds a model and asks for it again might wait for somebody who waits for its release.
     drop(lease);
     let answer = ask(&app, question).await.map_err(|error| about_model(error, model))?;
-    Ok(respond(answer, Parts::default(), writer, settings.stream).await?)
+    Ok(respond(answer, writer, settings.stream).await?)
 }
 
 /// Whether to think: as was asked for, and by default if the model can, as Ollama does.

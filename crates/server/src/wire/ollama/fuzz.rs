@@ -12,11 +12,8 @@ use super::show::ShowRequest;
 use crate::answer::Input;
 use crate::config::Limits;
 
-/// Reads `data` as each kind of request to Ollama's API, and makes questions of those that are sound.
-///
-/// # Panics
-/// If a question exceeds what the limits allow.
-pub fn fuzz_ollama(data: &[u8]) {
+/// See [`crate::fuzz::fuzz_ollama`].
+pub(crate) fn fuzz(data: &[u8]) {
     let limits = Limits::default();
     if let Some(Ok((settings, conversation))) =
         read::<ChatRequest>(data).map(|request| request.resolve(&limits))
@@ -69,7 +66,7 @@ mod tests {
         };
         let tokens = ["-1", "1e999", "null", "[]", "{}", "\"\"", "true", "9223372036854775808"];
         for seed in SEEDS {
-            fuzz_ollama(seed.as_bytes());
+            fuzz(seed.as_bytes());
             for _ in 0..2000 {
                 let mut data = seed.as_bytes().to_vec();
                 for _ in 0..=next(3) {
@@ -86,7 +83,7 @@ mod tests {
                         }
                     }
                 }
-                fuzz_ollama(&data);
+                fuzz(&data);
             }
         }
     }

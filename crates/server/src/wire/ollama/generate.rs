@@ -17,7 +17,6 @@ use super::chat::thinking;
 use super::error::{OllamaError, about_model};
 use super::fill::FillTokens;
 use super::message::no_images;
-use super::parts::Parts;
 use super::request::{Common, Settings};
 use crate::answer::{Input, ask, blocking};
 use crate::app::Shared;
@@ -137,28 +136,26 @@ pub(super) async fn generate(
     // for it again might wait for somebody who waits for its release.
     let held = settings.clone();
     let input = blocking(move || input(prompt, think, &held, &lease)).await?;
-    let Some((input, parts)) = input else { return Ok(writer.without_prompt("load")) };
+    let Some(input) = input else { return Ok(writer.without_prompt("load")) };
     let question = settings.ask(input, &caller.tenant);
     let answer = ask(&app, question).await.map_err(|error| about_model(error, model))?;
-    Ok(respond(answer, parts, writer, settings.stream).await?)
+    Ok(respond(answer, writer, settings.stream).await?)
 }
 
-/// What the model is asked, and how its answer is taken apart; `None` if nothing is asked.
+/// What the model is asked; `None` if nothing is.
 fn input(
     prompt: Prompt,
     think: Option<Think>,
     settings: &Settings,
     lease: &Lease,
-) -> Result<Option<(Input, Parts)>, ApiError> {
+) -> Result<Option<Input>, ApiError> {
     let runner = lease.runner().as_ref();
     let conversation =
         |messages, think| Conversation { messages, think, ..Conversation::default() };
-    let (input, parts) = match prompt {
+    Ok(Some(match prompt {
         Prompt::Nothing => return Ok(None),
-        Prompt::Raw(text) => (Input::Text(text), Parts::default()),
-        Prompt::Chat(messages) => {
-            (Input::Chat(conversation(messages, think)), Parts::default())
-        }
+        Prompt::Raw(text) => Input::Text(text),
+        Prompt::Chat(messages) => Input::Chat(conversation(messages, think)),
         Prompt::Gap { prefix, suffix } => {
             let details = lease.entry().details();
             let details = details.map_err(|error| ApiError::internal(error.to_string()))?;
@@ -166,24 +163,16 @@ fn input(
                 let message = format!("{:?} does not support insert", settings.model);
                 ApiError::bad_field("suffix", message)
             })?;
-            (Input::Tokens(tokens.prompt(runner, &prefix, &suffix)), Parts::default())
+            Input::Tokens(tokens.prompt(runner, &prefix, &suffix))
         }
         Prompt::After(tokens, messages) => {
-            // A form holds from the first token on, so there is no room for reasoning.
-            let think = if settings.format.is_some() { think.and(Some(Think::Off)) } else { think };
-            let template = &runner.facts().template;
-            let said = conversation(messages, think);
-            let text = template
-                .render_conversation(&said, true, Local::now().fixed_offset())
-                .map_err(|error| ApiError::bad(error.to_string()))?;
-            let parts = match settings.format {
-                Some(_) => Parts::default(),
-                None => Parts::parsed_by(template.format().parser(&text, &[])),
-            };
-            (Input::After(tokens, text), parts)
+            // What is answered to tokens is content alone: there is no room for reasoning.
+            let said = conversation(messages, think.and(Some(Think::Off)));
+            let now = Local::now().fixed_offset();
+            let text = runner.facts().template.render_conversation(&said, true, now);
+            Input::After(tokens, text.map_err(|error| ApiError::bad(error.to_string()))?)
         }
-    };
-    Ok(Some((input, parts)))
+    }))
 }
 
 #[cfg(test)]

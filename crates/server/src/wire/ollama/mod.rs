@@ -9,6 +9,7 @@
 //!   `num_batch` and so on) are read and change nothing.
 //! - Templates of Go, images, adapters, quantizing and pushing are refused.
 //! - Models are pulled from Hugging Face. What Ollama pulled is found where it lies.
+//! - After a `context` (which Ollama deprecates) models don't think.
 //! - `shift` changes nothing: an answer ends where the context does.
 
 mod about;
@@ -38,7 +39,7 @@ use axum::routing::{delete, get, head, post};
 
 use crate::app::Shared;
 
-pub use fuzz::fuzz_ollama;
+pub(crate) use fuzz::fuzz;
 
 /// All paths of the API. Those of `GET` take `HEAD` too.
 pub(crate) fn routes() -> Router<Shared> {

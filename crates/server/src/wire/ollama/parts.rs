@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hypura_chat::{Delta, Parser};
+use hypura_chat::Delta;
 use serde_json::{Map, Value};
 
 use super::format::{AnswerCall, AnswerFunction, Logprob};
@@ -38,8 +38,6 @@ pub(super) struct Parts {
     calls: BTreeMap<usize, OpenCall>,
     /// Of tokens whose text did not come yet.
     logprobs: Vec<Logprob>,
-    /// For answers that come as content alone.
-    parser: Option<Parser>,
 }
 
 #[derive(Debug)]
@@ -50,66 +48,51 @@ struct OpenCall {
 }
 
 impl Parts {
-    /// For an answer whose reasoning and content come in one.
-    pub(super) fn parsed_by(parser: Parser) -> Parts {
-        Parts { parser: Some(parser), ..Parts::default() }
-    }
-
-    /// What an event adds: nothing, or parts to be sent in this order.
+    /// What an event adds, if there is something to be sent.
     ///
     /// # Errors
     /// When the server broke the answer off.
-    pub(super) fn take(&mut self, event: Event) -> Result<Vec<Part>, ApiError> {
-        let mut parts = Vec::new();
-        match event {
-            Event::Delta(Delta::Content(text)) if self.parser.is_some() => {
-                let deltas = self.parser.as_mut().map(|parser| parser.push(&text));
-                self.deltas(deltas.unwrap_or_default(), &mut parts);
-            }
-            Event::Delta(delta) => self.deltas(vec![delta], &mut parts),
+    pub(super) fn take(&mut self, event: Event) -> Result<Option<Part>, ApiError> {
+        let mut part = match event {
+            Event::Begin => return Ok(None),
+            Event::Delta(delta) => match self.delta(delta) {
+                Some(part) => part,
+                None => return Ok(None),
+            },
             Event::Logprobs(tokens) => {
                 self.logprobs.extend(tokens.into_iter().map(Logprob::from));
+                return Ok(None);
             }
-            Event::Done(summary) => {
-                if summary.finish == Finish::Cancelled {
-                    let message = "the server ended this answer; ask again";
-                    return Err(ApiError::new(ErrorKind::Unavailable, message));
-                }
-                let held_back = self.parser.as_mut().map(Parser::finish);
-                self.deltas(held_back.unwrap_or_default(), &mut parts);
-                let logprobs = std::mem::take(&mut self.logprobs);
-                parts.push(Part { logprobs, done: Some(summary), ..Part::default() });
+            Event::Done(summary) if summary.finish == Finish::Cancelled => {
+                let message = "the server ended this answer; ask again";
+                return Err(ApiError::new(ErrorKind::Unavailable, message));
             }
-            Event::Begin => {}
-        }
-        Ok(parts)
+            Event::Done(summary) => Part { done: Some(summary), ..Part::default() },
+        };
+        part.logprobs = std::mem::take(&mut self.logprobs);
+        Ok(Some(part))
     }
 
-    fn deltas(&mut self, deltas: Vec<Delta>, parts: &mut Vec<Part>) {
-        for delta in deltas {
-            let mut part = match delta {
-                Delta::Content(content) => Part { content, ..Part::default() },
-                Delta::Reasoning(thinking) => Part { thinking, ..Part::default() },
-                Delta::ToolCallBegin { index, id, name } => {
-                    self.calls.insert(index, OpenCall { id, name, json: String::new() });
-                    continue;
-                }
-                Delta::ToolCallArguments { index, json } => {
-                    if let Some(call) = self.calls.get_mut(&index) {
-                        call.json.push_str(&json);
-                    }
-                    continue;
-                }
-                Delta::ToolCallEnd { index } => match self.calls.remove(&index) {
-                    Some(call) => Part { calls: vec![call.finish(index)], ..Part::default() },
-                    None => continue,
-                },
-            };
-            if part.content.is_empty() && part.thinking.is_empty() && part.calls.is_empty() {
-                continue;
+    fn delta(&mut self, delta: Delta) -> Option<Part> {
+        match delta {
+            Delta::Content(text) if text.is_empty() => None,
+            Delta::Reasoning(text) if text.is_empty() => None,
+            Delta::Content(content) => Some(Part { content, ..Part::default() }),
+            Delta::Reasoning(thinking) => Some(Part { thinking, ..Part::default() }),
+            Delta::ToolCallBegin { index, id, name } => {
+                self.calls.insert(index, OpenCall { id, name, json: String::new() });
+                None
             }
-            part.logprobs = std::mem::take(&mut self.logprobs);
-            parts.push(part);
+            Delta::ToolCallArguments { index, json } => {
+                if let Some(call) = self.calls.get_mut(&index) {
+                    call.json.push_str(&json);
+                }
+                None
+            }
+            Delta::ToolCallEnd { index } => {
+                let call = self.calls.remove(&index)?;
+                Some(Part { calls: vec![call.finish(index)], ..Part::default() })
+            }
         }
     }
 }
