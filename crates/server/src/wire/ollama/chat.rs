@@ -55,8 +55,7 @@ pub(super) async fn chat(
     body: Bytes,
 ) -> Result<Response, OllamaError> {
     let started = Instant::now();
-    let (settings, mut conversation) =
-        parse::<ChatRequest>(&body)?.resolve(&app.config.limits)?;
+    let (settings, mut conversation) = parse::<ChatRequest>(&body)?.resolve(&app.config.limits)?;
     drop(body);
     let model = settings.model.as_str();
     let mut writer =

@@ -199,10 +199,7 @@ mod tests {
                 Prompt::Chat(vec![Message::new("system", "S"), user.clone()]),
             ),
             (json!({"prompt": "Why?", "raw": true}), Prompt::Raw("Why?".to_owned())),
-            (
-                json!({"prompt": "Why?", "context": [1, 2]}),
-                Prompt::After(vec![1, 2], vec![user]),
-            ),
+            (json!({"prompt": "Why?", "context": [1, 2]}), Prompt::After(vec![1, 2], vec![user])),
             (
                 json!({"prompt": "a(", "suffix": ")"}),
                 Prompt::Gap { prefix: "a(".to_owned(), suffix: ")".to_owned() },

@@ -69,7 +69,8 @@ fn of_text(text: &str) -> Result<Option<u64>, String> {
         }
         let unit_nanos = nanos_of(unit)
             .ok_or_else(|| format!("time: unknown unit {unit:?} in duration {shown:?}"))?;
-        let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().map_err(|_| invalid())? };
+        let whole =
+            if whole.is_empty() { 0 } else { whole.parse::<u64>().map_err(|_| invalid())? };
         total += u128::from(whole) * u128::from(unit_nanos) + part_of(fraction, unit_nanos);
         if total > u128::from(NANOS_MAX) {
             return Err(invalid());

@@ -87,9 +87,8 @@ fn message(
     if calls.len() > limits.tools_max {
         return Err(bad(&format!(" has more than {} tool_calls", limits.tools_max)));
     }
-    let is_long = |text: &Option<String>| {
-        text.as_ref().is_some_and(|text| text.len() > NAME_BYTES_MAX)
-    };
+    let is_long =
+        |text: &Option<String>| text.as_ref().is_some_and(|text| text.len() > NAME_BYTES_MAX);
     if role.len() > NAME_BYTES_MAX || is_long(&message.tool_name) || is_long(&message.tool_call_id)
     {
         return Err(bad(" has a role, tool_name or tool_call_id that is too long"));

@@ -102,9 +102,7 @@ fn pull_now(
 fn tell(sender: &Sender<Update>, progress: Progress) {
     // A client that is gone ends the pull by the flag.
     let _ = match progress.total {
-        Some(total) if progress.completed != Some(total) => {
-            sender.try_send(Ok(progress)).is_ok()
-        }
+        Some(total) if progress.completed != Some(total) => sender.try_send(Ok(progress)).is_ok(),
         _ => sender.blocking_send(Ok(progress)).is_ok(),
     };
 }
