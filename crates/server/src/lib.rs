@@ -17,6 +17,7 @@ pub mod answer;
 mod app;
 mod config;
 mod error;
+pub mod fuzz;
 mod guard;
 mod http;
 pub mod models;
