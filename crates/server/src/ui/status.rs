@@ -88,7 +88,7 @@ struct Totals {
 struct Experts {
     layers: usize,
     experts: usize,
-    uses: Vec<Vec<f32>>,
+    uses: Vec<Vec<u64>>,
     /// For each layer one bit per expert, see [`bits`].
     resident: Vec<String>,
 }
@@ -148,7 +148,7 @@ impl Model {
                 generated_tokens: status.totals.generated_tokens,
             },
             sequences: sequences(name, &status),
-            experts: status.experts.map(Experts::of),
+            experts: status.experts.as_deref().map(Experts::of),
         }
     }
 }
@@ -179,12 +179,12 @@ fn sequences(model: &str, status: &EngineStatus) -> Vec<Sequence> {
 }
 
 impl Experts {
-    fn of(map: ExpertMap) -> Experts {
+    fn of(map: &ExpertMap) -> Experts {
         Experts {
             layers: map.uses.len(),
             experts: map.uses.iter().map(Vec::len).max().unwrap_or_default(),
             resident: map.resident.iter().map(|layer| bits(layer)).collect(),
-            uses: map.uses,
+            uses: map.uses.clone(),
         }
     }
 }
@@ -216,10 +216,10 @@ mod tests {
     #[test]
     fn layers_may_have_different_numbers_of_experts() {
         let map = ExpertMap {
-            uses: vec![vec![1.0, 2.0], vec![3.0]],
+            uses: vec![vec![1, 2], vec![3]],
             resident: vec![vec![true, true], vec![false]],
         };
-        let experts = Experts::of(map);
+        let experts = Experts::of(&map);
         assert_eq!((experts.layers, experts.experts), (2, 2));
         assert_eq!(experts.resident, ["03", "00"]);
     }
