@@ -84,10 +84,8 @@ pub async fn embed(app: &Shared, ask: EmbedAsk) -> Result<Embedded, ApiError> {
                 return Err(ApiError::bad_field("input", message));
             }
             if tokens.len() > n_ctx && !ask.truncate {
-                let message = format!(
-                    "an input has {} tokens, but the context holds {n_ctx}",
-                    tokens.len()
-                );
+                let message =
+                    format!("an input has {} tokens, but the context holds {n_ctx}", tokens.len());
                 return Err(ApiError::new(ErrorKind::ContextLength, message));
             }
             tokens.truncate(n_ctx);

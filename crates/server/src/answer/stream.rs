@@ -287,8 +287,7 @@ impl Answer {
     fn remember(&mut self, generated: &Generated) {
         let Some(text) = self.text.take() else { return };
         // A stop text is in the tokens and not in the answer.
-        let is_whole =
-            generated.is_exact && !matches!(generated.finish, EngineFinish::Stop(_));
+        let is_whole = generated.is_exact && !matches!(generated.finish, EngineFinish::Stop(_));
         let answer = is_whole.then_some((generated.text.as_str(), generated.tokens.as_slice()));
         let prompt = (text, std::mem::take(&mut self.prompt));
         prompt::remember(self.lease.memory(), &self.lease, &self.tenant, prompt, answer);

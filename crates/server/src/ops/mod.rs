@@ -10,9 +10,9 @@ use axum::routing::get;
 
 use crate::app::Shared;
 
-pub(crate) use metrics::{Counted, Metrics};
 #[cfg(test)]
 pub(crate) use metrics::show as show_metrics;
+pub(crate) use metrics::{Counted, Metrics};
 
 pub(crate) fn routes() -> Router<Shared> {
     Router::new()
