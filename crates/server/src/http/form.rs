@@ -1,12 +1,15 @@
 //! The form of an error, by the API that a path belongs to.
 
 use axum::Json;
-use axum::http::HeaderValue;
 use axum::http::header::WWW_AUTHENTICATE;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::error::{ApiError, ErrorKind};
+
+/// What Anthropic's API answers with when it has too much to do.
+const ANTHROPIC_OVERLOADED: u16 = 529;
 
 /// Whose API a path belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,27 +47,47 @@ impl Api {
     }
 }
 
-/// An error as the clients of this path expect it: status, JSON body, `Retry-After`.
-pub(crate) fn error_response(path: &str, error: &ApiError) -> Response {
-    super::log(error);
-    let body = match Api::of(path) {
-        Api::Ollama => json!({ "error": error.message }),
-        Api::OpenAi => openai(error),
-        Api::Anthropic => anthropic(error),
-    };
-    let mut response = (error.kind.status(), Json(body)).into_response();
-    if error.kind == ErrorKind::Unauthorized {
-        // RFC 9110, 11.6.1: a 401 names the scheme that would do.
-        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+impl Api {
+    /// An error as this API's clients expect it: status, JSON body, `Retry-After`.
+    pub(crate) fn response(self, error: &ApiError) -> Response {
+        super::log(error);
+        let mut response = (self.status(error.kind), Json(self.body(error))).into_response();
+        if error.kind == ErrorKind::Unauthorized {
+            // RFC 9110, 11.6.1: a 401 names the scheme that would do.
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        super::with_retry_after(response, error)
     }
-    super::with_retry_after(response, error)
+
+    /// The JSON of an error, as a body and as the last event of a stream.
+    pub(crate) fn body(self, error: &ApiError) -> Value {
+        match self {
+            Api::Ollama => json!({ "error": error.message }),
+            Api::OpenAi => openai(error),
+            Api::Anthropic => anthropic(error),
+        }
+    }
+
+    fn status(self, kind: ErrorKind) -> StatusCode {
+        match (self, kind) {
+            (Api::Anthropic, ErrorKind::Unavailable) => {
+                StatusCode::from_u16(ANTHROPIC_OVERLOADED).unwrap_or(kind.status())
+            }
+            _ => kind.status(),
+        }
+    }
+}
+
+/// An error as the clients of this path expect it.
+pub(crate) fn error_response(path: &str, error: &ApiError) -> Response {
+    Api::of(path).response(error)
 }
 
 /// <https://platform.openai.com/docs/guides/error-codes>
 fn openai(error: &ApiError) -> Value {
     let kind = match error.kind {
         ErrorKind::TooMany => "rate_limit_error",
-        ErrorKind::Internal | ErrorKind::Unavailable | ErrorKind::BadGateway => "server_error",
+        kind if kind.status().is_server_error() => "server_error",
         _ => "invalid_request_error",
     };
     let code = match error.kind {
@@ -72,6 +95,8 @@ fn openai(error: &ApiError) -> Value {
         ErrorKind::Unauthorized => Some("invalid_api_key"),
         ErrorKind::NotFound if error.field.as_deref() == Some("model") => Some("model_not_found"),
         ErrorKind::TooMany => Some("rate_limit_exceeded"),
+        ErrorKind::Internal | ErrorKind::BadGateway => Some("server_error"),
+        ErrorKind::Unavailable => Some("overloaded"),
         _ => None,
     };
     json!({
@@ -92,7 +117,12 @@ fn anthropic(error: &ApiError) -> Value {
         ErrorKind::Internal | ErrorKind::BadGateway => "api_error",
         _ => "invalid_request_error",
     };
-    json!({ "type": "error", "error": { "type": kind, "message": error.message } })
+    let message = match error.kind {
+        // Clients that shorten conversations by themselves look for these words.
+        ErrorKind::ContextLength => format!("prompt is too long: {}", error.message),
+        _ => error.message.clone(),
+    };
+    json!({ "type": "error", "error": { "type": kind, "message": message } })
 }
 
 #[cfg(test)]
@@ -123,5 +153,35 @@ mod tests {
         error.field = Some("model".to_owned());
         assert_eq!(openai(&error)["error"]["code"], "model_not_found");
         assert_eq!(anthropic(&error)["error"]["type"], "not_found_error");
+    }
+
+    #[test]
+    fn kinds_have_codes() {
+        let check = |kind, openai: [Option<&str>; 2], anthropic: (u16, &str)| {
+            let error = ApiError::new(kind, "no");
+            let body = Api::OpenAi.body(&error);
+            assert_eq!([body["error"]["type"].as_str(), body["error"]["code"].as_str()], openai);
+            assert_eq!(Api::Anthropic.body(&error)["error"]["type"], anthropic.1);
+            assert_eq!(Api::Anthropic.response(&error).status(), anthropic.0);
+        };
+        let (invalid, server) = (Some("invalid_request_error"), Some("server_error"));
+        check(ErrorKind::BadRequest, [invalid, None], (400, "invalid_request_error"));
+        check(
+            ErrorKind::Unauthorized,
+            [invalid, Some("invalid_api_key")],
+            (401, "authentication_error"),
+        );
+        let many = [Some("rate_limit_error"), Some("rate_limit_exceeded")];
+        check(ErrorKind::TooMany, many, (429, "rate_limit_error"));
+        check(ErrorKind::Internal, [server, server], (500, "api_error"));
+        check(ErrorKind::Unavailable, [server, Some("overloaded")], (529, "overloaded_error"));
+    }
+
+    #[test]
+    fn a_long_prompt_is_called_so() {
+        let error = ApiError::new(ErrorKind::ContextLength, "9 tokens");
+        assert_eq!(openai(&error)["error"]["code"], "context_length_exceeded");
+        let message = &anthropic(&error)["error"]["message"];
+        assert_eq!(*message, "prompt is too long: 9 tokens");
     }
 }

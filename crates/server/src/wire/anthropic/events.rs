@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use super::super::blocks::{Block, Blocks, Step};
 use super::super::sse::Frame;
 use super::super::stream::Writer;
-use super::error;
 use super::object::{Head, begun, block, stop, usage};
 use crate::answer::Event;
 use crate::error::ApiError;
+use crate::http::Api;
 
 /// Writes the events of one message.
 pub(super) struct Events {
@@ -101,7 +101,7 @@ impl Writer for Events {
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<Frame> {
-        vec![Frame::named("error", &error::body(error))]
+        vec![Frame::named("error", &Api::Anthropic.body(error))]
     }
 }
 

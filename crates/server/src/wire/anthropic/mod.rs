@@ -32,7 +32,7 @@ pub(crate) fn routes() -> Router<Shared> {
 
 async fn method_not_allowed(method: Method, uri: Uri) -> AnthropicError {
     let message = format!("{} does not take {method}", uri.path());
-    AnthropicError(ApiError::new(ErrorKind::MethodNotAllowed, message))
+    ApiError::new(ErrorKind::MethodNotAllowed, message).into()
 }
 
 /// Whether a request is of a client of Anthropic's API: they all say its version.

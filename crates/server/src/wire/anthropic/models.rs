@@ -23,7 +23,7 @@ pub(crate) fn list(entries: Result<Vec<Entry>, ApiError>) -> Response {
             }))
             .into_response()
         }
-        Err(error) => AnthropicError(error).into_response(),
+        Err(error) => AnthropicError::from(error).into_response(),
     }
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn list(entries: Result<Vec<Entry>, ApiError>) -> Response {
 pub(crate) fn show(id: &str, entry: Result<Entry, ApiError>) -> Response {
     match entry {
         Ok(entry) => Json(model(id, &entry)).into_response(),
-        Err(error) => AnthropicError(error).into_response(),
+        Err(error) => AnthropicError::from(error).into_response(),
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn routes() -> Router<Shared> {
 
 async fn method_not_allowed(method: Method, uri: Uri) -> OpenAiError {
     let message = format!("{} does not take {method}", uri.path());
-    OpenAiError(ApiError::new(ErrorKind::MethodNotAllowed, message))
+    ApiError::new(ErrorKind::MethodNotAllowed, message).into()
 }
 
 /// What changes with how this server computes; here, its version.

@@ -26,7 +26,7 @@ pub(super) async fn list(State(app): State<Shared>, headers: HeaderMap) -> Respo
             let data: Vec<Value> = entries.iter().map(|entry| model(&entry.name, entry)).collect();
             Json(json!({"object": "list", "data": data})).into_response()
         }
-        Err(error) => OpenAiError(error).into_response(),
+        Err(error) => OpenAiError::from(error).into_response(),
     }
 }
 
@@ -49,7 +49,7 @@ pub(super) async fn show(
     match entry {
         // The name by which the client knows it, which may lack the tag.
         Ok(entry) => Json(model(&id, &entry)).into_response(),
-        Err(error) => OpenAiError(error).into_response(),
+        Err(error) => OpenAiError::from(error).into_response(),
     }
 }
 

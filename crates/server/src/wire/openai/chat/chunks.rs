@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 use super::super::super::sse::Frame;
 use super::super::super::stream::Writer;
 use super::super::usage::Usage;
-use super::super::{FINGERPRINT, Head, error, logprobs};
+use super::super::{FINGERPRINT, Head, logprobs};
 use super::Form;
 use super::object::finish_reason;
 use crate::answer::{Event, TokenLogprob};
 use crate::error::ApiError;
+use crate::http::Api;
 
 /// Writes the chunks of `n` answers.
 pub(super) struct Chunks {
@@ -137,7 +138,7 @@ impl Writer for Chunks {
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<Frame> {
-        vec![Frame::data(&error::body(error))]
+        vec![Frame::data(&Api::OpenAi.body(error))]
     }
 }
 

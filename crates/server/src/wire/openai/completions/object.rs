@@ -8,10 +8,11 @@ use super::super::super::sse::Frame;
 use super::super::super::stream::Writer;
 use super::super::logprobs::Lists;
 use super::super::usage::Usage;
-use super::super::{FINGERPRINT, Head, error};
+use super::super::{FINGERPRINT, Head};
 use super::Form;
 use crate::answer::{Event, Finish, TokenLogprob};
 use crate::error::ApiError;
+use crate::http::Api;
 
 /// The object for these answers.
 pub(super) fn completion(head: &Head, form: &Form, answers: &[Collected]) -> Value {
@@ -138,7 +139,7 @@ impl Writer for Chunks {
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<Frame> {
-        vec![Frame::data(&error::body(error))]
+        vec![Frame::data(&Api::OpenAi.body(error))]
     }
 }
 
