@@ -17,9 +17,11 @@ use crate::{home, output};
 const KEY_FILE_BYTES_MAX: u64 = 1 << 20;
 
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let api_keys = keys(args)?;
+    let has_keys = !api_keys.is_empty();
     let config = Config {
         address: SocketAddr::new(args.host, args.port),
-        api_keys: keys(args)?,
+        api_keys,
         hosts: args.allow_host.clone(),
         origins: args.allow_origin.clone(),
         tls: args.tls(),
@@ -27,6 +29,8 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         memory_bytes: args.memory,
         manage: !args.read_only,
         pull: super::library::pull_config(),
+        // Names of conversations are nobody's business who only has a key.
+        sessions_dir: home::sessions().filter(|_| !has_keys),
         shutdown: args.limits.shutdown_timeout,
         limits: args.limits.limits(),
     };

@@ -7,7 +7,7 @@ use chrono::Local;
 use hypura_chat::{Conversation, Parser, Tool};
 use hypura_engine::llama::{SamplerParams, Token};
 use hypura_engine::{Constrained, GenerateRequest};
-use hypura_grammar::Rule;
+use hypura_grammar::{Rule, checked_lark};
 
 use super::{Ask, Input, Memory, Overflow, Sampling, ToolChoice};
 use crate::error::{ApiError, ErrorKind};
@@ -107,10 +107,11 @@ fn chat(lease: &Lease, ask: &Ask, conversation: &Conversation) -> Result<Prompt,
     let is_forced = matches!(ask.tool_choice, ToolChoice::Required | ToolChoice::Function(_));
     let rule = match (&ask.format, is_forced) {
         (_, true) => {
-            let forced = format.forced_call(&tools, ask.parallel_tool_calls);
-            Some(Rule::Lark(forced.ok_or_else(|| {
+            let forced = format.forced_call(&tools, ask.parallel_tool_calls).ok_or_else(|| {
                 ApiError::bad_field("tool_choice", "this model can't be made to call a tool")
-            })?))
+            })?;
+            let forced = checked_lark(&forced);
+            Some(Rule::Lark(forced.map_err(|e| ApiError::bad_field("tools", e.to_string()))?))
         }
         (format, false) => format.clone(),
     };

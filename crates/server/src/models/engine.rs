@@ -58,6 +58,8 @@ impl Loader for EngineLoader {
         let options = self.options(want, memory_bytes);
         let loaded = hypura_engine::load(entry.path(), &options, progress)?;
         let (summary, load_time) = (loaded.summary(), loaded.load_time);
+        let architecture = loaded.gguf.metadata.str("general.architecture").unwrap_or_default();
+        let architecture = architecture.to_owned();
         let has_memory = loaded.context.has_memory();
         let engine = Engine::start(loaded)
             .map_err(|error| ModelError::Other(format!("no thread can be started: {error}")))?;
@@ -112,6 +114,7 @@ fn facts(
         embedding_length: engine.info().n_embd as usize,
         memory_bytes: bytes.total(),
         weight_bytes,
+        architecture: String::new(),
         mode: mode_name(plan.mode).to_owned(),
         load_time,
         tiers: Tiers {

@@ -215,6 +215,7 @@ impl Loader for ScriptedLoader {
             embedding_length: 4,
             memory_bytes: 100,
             weight_bytes: 80,
+            architecture: "llama".into(),
             mode: "full-resident".into(),
             load_time: Duration::ZERO,
             tiers: Tiers::default(),
