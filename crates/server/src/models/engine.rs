@@ -67,7 +67,10 @@ impl Loader for EngineLoader {
         let template = template(&engine, source, entry)?;
         let cold = options.kv.as_ref().filter(|kv| kv.cold_dir.is_some());
         let kv_cold_bytes_max = cold.map_or(0, |kv| kv.cold_bytes_max);
-        let facts = facts(&engine, &summary, template, has_memory, load_time, kv_cold_bytes_max);
+        let facts = Facts {
+            architecture,
+            ..facts(&engine, &summary, template, has_memory, load_time, kv_cold_bytes_max)
+        };
         Ok(Arc::new(EngineRunner { engine, facts }))
     }
 }
