@@ -6,7 +6,7 @@ import sys
 
 from harness import Server, Tally
 
-SUITES = ["with_ollama", "with_openai", "with_responses", "with_anthropic"]
+SUITES = ["with_ollama", "with_openai", "with_responses", "with_anthropic", "with_langchain", "with_followups"]
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--only", default="", help="checks whose line contains this")
