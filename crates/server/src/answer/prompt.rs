@@ -20,10 +20,15 @@ pub(super) struct Prompt {
     pub(super) parser: Option<Parser>,
     /// The prompt as text, if it was text.
     pub(super) text: Option<String>,
+    /// Whether the answer has to be a tool call.
+    pub(super) is_forced: bool,
 }
 
 /// Log probabilities are given for so many of the likeliest tokens at most.
 const TOP_LOGPROBS_MAX: usize = 20;
+
+/// Of a context, one part in this many is left for the answer to a prompt that was cut.
+const ANSWER_SHARE: usize = 4;
 
 /// Prepares a request. Renders and tokenizes: no work for a thread that others wait for.
 pub(super) fn prepare(lease: &Lease, ask: &Ask) -> Result<Prompt, ApiError> {
@@ -44,8 +49,7 @@ pub(super) fn prepare(lease: &Lease, ask: &Ask) -> Result<Prompt, ApiError> {
         if ask.overflow == Overflow::Refuse || matches!(ask.input, Input::Chat(_)) {
             return Err(too_long(n, n_ctx));
         }
-        // Half of the context is for the beginning of a text, as in Ollama's `num_keep`: none of it.
-        request.prompt.drain(..n - n_ctx / 2);
+        request.prompt.drain(..n - (n_ctx - n_ctx / ANSWER_SHARE));
         prompt.text = None;
     }
     request.max_tokens = ask.max_tokens.or(settings.max_tokens);
@@ -56,12 +60,13 @@ pub(super) fn prepare(lease: &Lease, ask: &Ask) -> Result<Prompt, ApiError> {
     Ok(prompt)
 }
 
+/// The words are those that clients look for, to shorten a conversation by themselves.
 fn too_long(n: usize, n_ctx: usize) -> ApiError {
     ApiError::new(
         ErrorKind::ContextLength,
         format!(
-            "the prompt has {n} tokens, but the context holds {n_ctx}; shorten it, or ask for more \
-             context"
+            "the prompt is too long: it has {n} tokens, and the maximum context length is {n_ctx} \
+             tokens; shorten it, or ask for more context"
         ),
     )
 }
@@ -71,7 +76,7 @@ fn of_tokens(lease: &Lease, tokens: Vec<Token>) -> Result<Prompt, ApiError> {
         return Err(ApiError::bad(format!("this model has no token {unknown}")));
     }
     let request = GenerateRequest { prompt: tokens, ..GenerateRequest::default() };
-    Ok(Prompt { request, parser: None, text: None })
+    Ok(Prompt { request, parser: None, text: None, is_forced: false })
 }
 
 fn plain(lease: &Lease, ask: &Ask, text: &str) -> Prompt {
@@ -79,7 +84,7 @@ fn plain(lease: &Lease, ask: &Ask, text: &str) -> Prompt {
     let tokens = lease.memory().tokenize(runner, &ask.tenant, text, true);
     let constraint = ask.format.clone().map(|rule| Constrained { rule, after: None });
     let request = GenerateRequest { prompt: tokens, constraint, ..GenerateRequest::default() };
-    Prompt { request, parser: None, text: Some(text.to_owned()) }
+    Prompt { request, parser: None, text: Some(text.to_owned()), is_forced: false }
 }
 
 fn chat(lease: &Lease, ask: &Ask, conversation: &Conversation) -> Result<Prompt, ApiError> {
@@ -101,7 +106,7 @@ fn chat(lease: &Lease, ask: &Ask, conversation: &Conversation) -> Result<Prompt,
     let tools = choose_tools(&conversation.tools, &ask.tool_choice)?;
     conversation.tools.clone_from(&tools);
     let facts = lease.runner().facts();
-    let (text, tokens) = fitting(lease, ask, &mut conversation)?;
+    let (text, tokens, is_cut) = fitting(lease, ask, &mut conversation)?;
     let format = facts.template.format();
     let parser = format.parser(&text, &tools);
     let is_forced = matches!(ask.tool_choice, ToolChoice::Required | ToolChoice::Function(_));
@@ -117,7 +122,7 @@ fn chat(lease: &Lease, ask: &Ask, conversation: &Conversation) -> Result<Prompt,
     };
     let after = parser.is_in_reasoning().then(|| format.reasoning_end()).flatten();
     let constraint = rule.map(|rule| Constrained { rule, after: after.map(str::to_owned) });
-    let turn_start = turn_start(lease, &conversation, &text, &tokens);
+    let turn_start = if is_cut { None } else { turn_start(lease, &conversation, &text, &tokens) };
     let request = GenerateRequest {
         prompt: tokens,
         constraint,
@@ -125,7 +130,7 @@ fn chat(lease: &Lease, ask: &Ask, conversation: &Conversation) -> Result<Prompt,
         turn_start,
         ..GenerateRequest::default()
     };
-    Ok(Prompt { request, parser: Some(parser), text: Some(text) })
+    Ok(Prompt { request, parser: Some(parser), text: (!is_cut).then_some(text), is_forced })
 }
 
 /// The tools that the model is told of.
@@ -148,13 +153,14 @@ fn choose_tools(tools: &[Tool], choice: &ToolChoice) -> Result<Vec<Tool>, ApiErr
     }
 }
 
-/// The conversation as text and as tokens. If it is too long and may be cut, the oldest messages are
-/// left out, but for the system's and the last.
+/// The conversation as text and as tokens, and whether these were cut. If it is too long and may be
+/// cut, the oldest messages are left out, but for the system's and the last; and if that does not
+/// suffice, the beginning of what is left.
 fn fitting(
     lease: &Lease,
     ask: &Ask,
     conversation: &mut Conversation,
-) -> Result<(String, Vec<Token>), ApiError> {
+) -> Result<(String, Vec<Token>, bool), ApiError> {
     let runner = lease.runner().as_ref();
     let n_ctx = runner.facts().n_ctx;
     loop {
@@ -168,7 +174,7 @@ fn fitting(
             return if tokens.len() > n_ctx {
                 Err(too_long(tokens.len(), n_ctx))
             } else {
-                Ok((text, tokens))
+                Ok((text, tokens, false))
             };
         }
         let last = conversation.messages.len().saturating_sub(1);
@@ -178,7 +184,10 @@ fn fitting(
             Some(oldest) if oldest < last => {
                 conversation.messages.remove(oldest);
             }
-            _ => return Err(too_long(tokens.len(), n_ctx)),
+            _ => {
+                let kept = tokens.len() - tokens.len().min(n_ctx - n_ctx / ANSWER_SHARE);
+                return Ok((text, tokens[kept..].to_vec(), true));
+            }
         }
     }
 }

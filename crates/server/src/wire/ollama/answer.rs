@@ -292,7 +292,7 @@ mod tests {
         let mut end = json!({
             "model": "demo", "created_at": AT, "message": said(""), "done": true,
             "done_reason": "stop", "total_duration": 77, "load_duration": 5,
-            "prompt_eval_count": 26, "prompt_eval_duration": 2_000_000, "eval_count": 4,
+            "prompt_eval_count": 26, "prompt_eval_cached_count": 20, "prompt_eval_duration": 2_000_000, "eval_count": 4,
             "eval_duration": 3_000_000,
             "hypura": {"reused_tokens": 20, "ttft_ms": 4.0, "queue_ms": 1.5},
         });
