@@ -35,7 +35,7 @@ def messages(server):
     assert answer.type == "message" and answer.role == "assistant" and answer.id.startswith("msg_")
     assert answer.content[0].type == "text" and answer.content[0].text
     assert answer.stop_reason in ("end_turn", "max_tokens") and answer.model.removesuffix(":latest") == MODEL
-    assert answer.usage.input_tokens > 5 and 0 < answer.usage.output_tokens <= 24
+    assert total(answer.usage) > 5 and 0 < answer.usage.output_tokens <= 24
     guided = client(server).messages.create(messages=[user("Tell me of a fox.")], system="You are a poet.", **ASK)
     blocks = client(server).messages.create(
         messages=[user([{"type": "text", "text": "Tell me of a fox."}])],

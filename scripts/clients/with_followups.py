@@ -29,6 +29,7 @@ class Conversation:
     def __init__(self, title):
         self.messages = [{"role": "system", "content": title + ". " + STORY * OPENING_REPEATS}]
         self.prompt_tokens = 0
+        self.cached_tokens = None
 
     def ask(self, server, question, model=MODEL):
         """Asks one more question. Returns how many tokens were reused."""
@@ -42,6 +43,7 @@ class Conversation:
         )
         self.messages.append(answer["message"])
         self.prompt_tokens = answer["prompt_eval_count"]
+        self.cached_tokens = answer.get("prompt_eval_cached_count")
         return answer["hypura"]["reused_tokens"]
 
     def must_reuse(self, server, question):
@@ -123,6 +125,14 @@ def same_answer(server):
     finally:
         other.close()
     assert restarted.messages == undisturbed.messages
+
+
+@check("Ollama's clients are told in prompt_eval_cached_count")
+def prompt_eval_cached_count(server):
+    talk = Conversation("The fox who was counted")
+    for question in QUESTIONS[:2]:
+        reused = talk.ask(server, question)
+        assert talk.cached_tokens == reused, (talk.cached_tokens, reused)
 
 
 @check("OpenAI's clients are told in prompt_tokens_details.cached_tokens")

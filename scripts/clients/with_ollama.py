@@ -1,11 +1,13 @@
 """The official Python client of Ollama."""
 
+import asyncio
+import json
 import time
 
 import ollama
 from pydantic import BaseModel
 
-from harness import MODEL, STORY, Suite, raises
+from harness import ENDLESS, MODEL, STORY, Suite, raises
 
 suite = Suite("ollama")
 check = suite.check
@@ -133,6 +135,18 @@ def turns(server):
     assert counts == sorted(counts) and counts[2] > counts[0] + 16, counts
 
 
+@check("a prompt beyond the context is cut, or refused in words that clients look for")
+def too_long(server):
+    messages = [user(STORY * 60), user("Hello")]
+    ours = client(server)
+    assert ours.chat(MODEL, messages, options=GREEDY).prompt_eval_count <= 2048
+    assert ours.generate(MODEL, STORY * 60, options=GREEDY).prompt_eval_count <= 2048
+    # The client has no argument for `truncate`.
+    for path, body in (("chat", {"messages": messages}), ("generate", {"prompt": STORY * 60})):
+        answer = ours._client.post(f"/api/{path}", json={"model": MODEL, "truncate": False, **body})
+        assert answer.status_code == 400 and "prompt is too long" in answer.json()["error"], answer.text
+
+
 @check("a stop sequence ends the answer before it")
 def stop(server):
     options = {"temperature": 0, "num_predict": 40}
@@ -176,8 +190,6 @@ def repeat_penalty(server):
 
 @check("format=json is JSON")
 def format_json(server):
-    import json
-
     answer = client(server).chat(
         MODEL, [user("Describe a fox as JSON.")], format="json", options={"temperature": 0, "num_predict": 300}
     )
@@ -319,7 +331,7 @@ def names(ours):
 @check("an answer that is no longer read is no longer computed")
 def cancel(server):
     ours = client(server)
-    stream = ours.generate(MODEL, STORY, raw=True, stream=True, options={"num_predict": 1500, "temperature": 1})
+    stream = ours.generate(MODEL, STORY, raw=True, stream=True, format=ENDLESS)
     for _ in range(3):
         next(stream)
     assert server.metric("hypura_answers_active") == 1
@@ -328,7 +340,6 @@ def cancel(server):
     assert ours.generate(MODEL, "Hello", options={"num_predict": 1}).done
     server.wait_until_idle()
     assert time.monotonic() - start < 10
-    assert server.metric('hypura_answers_total{finish="cancelled"}') >= 1 if False else True
 
 
 @check("a model that is not there is a 404")
@@ -344,8 +355,6 @@ def not_found(server):
     ):
         with raises(ollama.ResponseError, status_code=404):
             call()
-    with raises(ollama.ResponseError) as _:
-        client(server).show("no-such-model")
 
 
 @check("a request that makes no sense is a 400")
@@ -379,8 +388,6 @@ def logprobs(server):
 
 @check("the asynchronous client answers two at once")
 def asynchronous(server):
-    import asyncio
-
     async def both():
         ours = ollama.AsyncClient(host=server.url)
         asks = [ours.chat(MODEL, [user(f"Tell me of a {who}.")], options=GREEDY) for who in ("fox", "bear")]

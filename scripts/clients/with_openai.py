@@ -7,7 +7,7 @@ import struct
 import openai
 from pydantic import BaseModel
 
-from harness import MODEL, STORY, Server, Suite, raises
+from harness import ENDLESS, MODEL, STORY, Server, Suite, raises
 
 suite = Suite("openai")
 check = suite.check
@@ -306,7 +306,10 @@ def bad_request(server):
 
 @check("a stream that is closed is no longer computed")
 def cancel(server):
-    stream = client(server).completions.create(model=MODEL, prompt=STORY, max_tokens=1500, temperature=1, stream=True)
+    schema = {"type": "json_schema", "json_schema": {"name": "endless", "schema": ENDLESS}}
+    stream = client(server).chat.completions.create(
+        model=MODEL, messages=[user(STORY)], response_format=schema, stream=True
+    )
     for _ in range(3):
         next(stream)
     assert server.metric("hypura_answers_active") == 1
