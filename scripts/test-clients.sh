@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 readonly FOLDER=target/clients
 export HYPURA=${HYPURA:-${CARGO_TARGET_DIR:-target}/release/hypura}
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONPYCACHEPREFIX=$PWD/$FOLDER/pycache
 
 say() { echo "clients: $*" >&2; }
 die() {

@@ -6,18 +6,29 @@ import sys
 
 from harness import Server, Tally
 
-SUITES = ["with_ollama", "with_openai", "with_responses", "with_anthropic", "with_langchain", "with_followups"]
+SUITES = [
+    "with_ollama",
+    "with_openai",
+    "with_responses",
+    "with_anthropic",
+    "with_langchain",
+    "with_followups",
+]
 MORE_SUITES = ["with_llm"]
 
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/test-clients.sh")
-    parser.add_argument("--all", action="store_true", help="also llm, the clients for Node, and OpenClaw, from npm")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only checks whose line contains this")
+    parser.add_argument(
+        "--all", action="store_true", help="also llm, the clients for Node, and OpenClaw, from npm"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only checks whose line contains this"
+    )
     options = parser.parse_args()
 
     tally = Tally()
-    # One thread: tests share their cores with other work, and threads that spin wait for each other.
+    # One thread: the cores are shared, and threads that spin wait for each other there.
     server = Server("--threads", "1")
     try:
         for name in SUITES + (MORE_SUITES if options.all else []):
@@ -28,7 +39,7 @@ def main():
             for client in node.CLIENTS:
                 if options.only in client.script:
                     client.run(server, tally)
-        tally.add("server: it ends in good order", server, lambda: ends(server))
+        tally.add("server: it ends in good order", server, ends)
     finally:
         server.close()
         tally.print_total()

@@ -1,13 +1,15 @@
 """The official Python client of Ollama."""
 
 import asyncio
+import functools
 import json
 import time
 
+import httpx
 import ollama
 from pydantic import BaseModel
 
-from harness import ENDLESS, MODEL, STORY, Suite, raises
+from harness import DRAFT, ENDLESS, MODEL, STORY, Suite, model_file, raises
 
 suite = Suite("ollama")
 check = suite.check
@@ -28,7 +30,13 @@ WEATHER = {
 
 
 def client(server):
-    return ollama.Client(host=server.url)
+    return client_at(server.url)
+
+
+@functools.cache
+def client_at(url):
+    """One for each server: to make one takes longer than most answers."""
+    return ollama.Client(host=url)
 
 
 def user(content):
@@ -87,7 +95,9 @@ def chat_stream(server):
 
 @check("the number of tokens is obeyed")
 def num_predict(server):
-    answer = client(server).generate(MODEL, STORY, raw=True, options={"temperature": 0, "num_predict": 7})
+    answer = client(server).generate(
+        MODEL, STORY, raw=True, options={"temperature": 0, "num_predict": 7}
+    )
     assert answer.eval_count == 7 and answer.done_reason == "length", answer
 
 
@@ -144,7 +154,9 @@ def too_long(server):
     # The client has no argument for `truncate`.
     for path, body in (("chat", {"messages": messages}), ("generate", {"prompt": STORY * 60})):
         answer = ours._client.post(f"/api/{path}", json={"model": MODEL, "truncate": False, **body})
-        assert answer.status_code == 400 and "prompt is too long" in answer.json()["error"], answer.text
+        assert answer.status_code == 400 and "prompt is too long" in answer.json()["error"], (
+            answer.text
+        )
 
 
 @check("a stop sequence ends the answer before it")
@@ -153,9 +165,15 @@ def stop(server):
     whole = client(server).generate(MODEL, STORY, raw=True, options=options)
     word = whole.response.split()[5]
     stopped = client(server).generate(MODEL, STORY, raw=True, options={**options, "stop": [word]})
-    assert whole.response.startswith(stopped.response) and word not in stopped.response, stopped.response
+    assert whole.response.startswith(stopped.response) and word not in stopped.response, (
+        stopped.response
+    )
     assert stopped.done_reason == "stop" and stopped.eval_count < whole.eval_count
-    parts = list(client(server).generate(MODEL, STORY, raw=True, stream=True, options={**options, "stop": [word]}))
+    parts = list(
+        client(server).generate(
+            MODEL, STORY, raw=True, stream=True, options={**options, "stop": [word]}
+        )
+    )
     assert "".join(p.response for p in parts) == stopped.response
 
 
@@ -183,15 +201,22 @@ def options(server):
 @check("a high repeat penalty changes the answer")
 def repeat_penalty(server):
     prompt = "the fox the fox the fox the fox the fox the fox the"
-    plain = client(server).generate(MODEL, prompt, raw=True, options=GREEDY | {"repeat_penalty": 1.0})
-    punished = client(server).generate(MODEL, prompt, raw=True, options=GREEDY | {"repeat_penalty": 3.0})
+    plain = client(server).generate(
+        MODEL, prompt, raw=True, options=GREEDY | {"repeat_penalty": 1.0}
+    )
+    punished = client(server).generate(
+        MODEL, prompt, raw=True, options=GREEDY | {"repeat_penalty": 3.0}
+    )
     assert plain.response != punished.response
 
 
 @check("format=json is JSON")
 def format_json(server):
     answer = client(server).chat(
-        MODEL, [user("Describe a fox as JSON.")], format="json", options={"temperature": 0, "num_predict": 300}
+        MODEL,
+        [user("Describe a fox as JSON.")],
+        format="json",
+        options={"temperature": 0, "num_predict": 300},
     )
     assert isinstance(json.loads(answer.message.content), dict), answer.message.content
 
@@ -209,7 +234,9 @@ def format_schema(server):
     assert animal.legs is not None
     parts = client(server).chat(**ask, stream=True)
     assert Animal.model_validate_json("".join(p.message.content for p in parts)) == animal
-    generated = client(server).generate(MODEL, "Describe a fox.", format=Animal.model_json_schema(), options=ask["options"])
+    generated = client(server).generate(
+        MODEL, "Describe a fox.", format=Animal.model_json_schema(), options=ask["options"]
+    )
     Animal.model_validate_json(generated.response)
 
 
@@ -225,7 +252,9 @@ def tools(server):
 
     bare = client(server).chat(MODEL, [user("How is the weather?")], options=GREEDY)
     for tool in (WEATHER, get_weather):
-        answer = client(server).chat(MODEL, [user("How is the weather?")], tools=[tool], options=GREEDY)
+        answer = client(server).chat(
+            MODEL, [user("How is the weather?")], tools=[tool], options=GREEDY
+        )
         assert answer.prompt_eval_count > bare.prompt_eval_count + 30
 
 
@@ -242,7 +271,10 @@ def tool_result(server):
     ]
     asked = client(server).chat(MODEL, messages[:1], tools=[WEATHER], options=GREEDY)
     answer = client(server).chat(MODEL, messages, tools=[WEATHER], options=GREEDY)
-    assert answer.prompt_eval_count > asked.prompt_eval_count + 15 and answer.message.role == "assistant"
+    assert (
+        answer.prompt_eval_count > asked.prompt_eval_count + 15
+        and answer.message.role == "assistant"
+    )
 
 
 @check("embed gives unit vectors, one for each input, the same every time")
@@ -256,7 +288,9 @@ def embed(server):
     assert distance(many.embeddings[0], one.embeddings[0]) < 1e-3
     assert distance(many.embeddings[1], one.embeddings[0]) > 1e-2
     short = client(server).embed(MODEL, "a fox in the wood", dimensions=64)
-    assert len(short.embeddings[0]) == 64 and abs(sum(x * x for x in short.embeddings[0]) - 1) < 1e-3
+    assert (
+        len(short.embeddings[0]) == 64 and abs(sum(x * x for x in short.embeddings[0]) - 1) < 1e-3
+    )
 
 
 def distance(a, b):
@@ -310,7 +344,13 @@ def lifecycle(server):
     assert ours.copy(MODEL, "my-copy").status == "success"
     assert "my-copy:latest" in names(ours)
     parts = list(
-        ours.create("my-poet:v1", from_=MODEL, system="You are a poet.", parameters={"temperature": 0, "num_predict": 5}, stream=True)
+        ours.create(
+            "my-poet:v1",
+            from_=MODEL,
+            system="You are a poet.",
+            parameters={"temperature": 0, "num_predict": 5},
+            stream=True,
+        )
     )
     assert parts[-1].status == "success", parts
     shown = ours.show("my-poet:v1")
@@ -321,7 +361,22 @@ def lifecycle(server):
     assert answer.prompt_eval_count > bare.prompt_eval_count, "the system prompt is not used"
     for name in ("my-copy", "my-poet:v1"):
         assert ours.delete(name).status == "success"
-    assert names(ours) == {f"{MODEL}:latest", "demo-draft-3m-q8_0:latest"}, names(ours)
+    assert names(ours) == {f"{MODEL}:latest", f"{DRAFT}:latest"}, names(ours)
+
+
+@check("a model is made of a file that was uploaded")
+def blob(server):
+    ours = client(server)
+    digest = ours.create_blob(model_file(DRAFT))
+    assert ours.create("my-upload", files={"draft.gguf": digest}).status == "success"
+    assert ours.show("my-upload").details.family == "qwen3"
+    uploaded = ours.chat("my-upload", [user("Hello")], options=GREEDY)
+    assert (
+        uploaded.message.content
+        == ours.chat(DRAFT, [user("Hello")], options=GREEDY).message.content
+    )
+    ours.delete("my-upload")
+    assert "my-upload:latest" not in names(ours)
 
 
 def names(ours):
@@ -340,6 +395,14 @@ def cancel(server):
     assert ours.generate(MODEL, "Hello", options={"num_predict": 1}).done
     server.wait_until_idle()
     assert time.monotonic() - start < 10
+
+
+@check("an answer that no one waits for is no longer computed, streamed or not")
+def gave_up(server):
+    hurried = ollama.Client(host=server.url, timeout=0.5)
+    with raises(httpx.TimeoutException):
+        hurried.generate(MODEL, STORY, raw=True, format=ENDLESS)
+    server.wait_until_idle(seconds=2)
 
 
 @check("a model that is not there is a 404")
@@ -362,7 +425,9 @@ def bad_request(server):
     for call in (
         lambda: client(server).chat(MODEL, [user("Hello")], options={"temperature": "hot"}),
         lambda: client(server).chat(MODEL, [user("Hello")], format={"type": "no-such-type"}),
-        lambda: client(server).chat(MODEL, [{"role": "user", "content": "Look", "images": [b"\x89PNG"]}]),
+        lambda: client(server).chat(
+            MODEL, [{"role": "user", "content": "Look", "images": [b"\x89PNG"]}]
+        ),
         lambda: client(server).chat(MODEL, [user("Hello")], think=True),
         lambda: client(server).create("my/bad name!", from_=MODEL),
     ):
@@ -378,7 +443,9 @@ def think_false(server):
 
 @check("logprobs come with the answer")
 def logprobs(server):
-    answer = client(server).chat(MODEL, [user("Hello")], logprobs=True, top_logprobs=3, options=GREEDY)
+    answer = client(server).chat(
+        MODEL, [user("Hello")], logprobs=True, top_logprobs=3, options=GREEDY
+    )
     assert len(answer.logprobs) == answer.eval_count
     assert "".join(p.token for p in answer.logprobs).strip() == answer.message.content.strip()
     first = answer.logprobs[0]
@@ -390,9 +457,15 @@ def logprobs(server):
 def asynchronous(server):
     async def both():
         ours = ollama.AsyncClient(host=server.url)
-        asks = [ours.chat(MODEL, [user(f"Tell me of a {who}.")], options=GREEDY) for who in ("fox", "bear")]
+        asks = [
+            ours.chat(MODEL, [user(f"Tell me of a {who}.")], options=GREEDY)
+            for who in ("fox", "bear")
+        ]
         return await asyncio.gather(*asks)
 
     together = asyncio.run(both())
-    alone = [client(server).chat(MODEL, [user(f"Tell me of a {who}.")], options=GREEDY) for who in ("fox", "bear")]
+    alone = [
+        client(server).chat(MODEL, [user(f"Tell me of a {who}.")], options=GREEDY)
+        for who in ("fox", "bear")
+    ]
     assert [a.message.content for a in together] == [a.message.content for a in alone]
