@@ -27,6 +27,9 @@ STORY = (
     "evening he came home by the old stone bridge, where the miller kept his geese. "
 )
 
+# An answer that has to go on for long: the grammar lets it end no sooner.
+ENDLESS = {"type": "array", "items": {"enum": ["the fox"]}, "minItems": 400}
+
 
 class TooLate(Exception):
     """A check that took longer than it may."""
@@ -53,53 +56,73 @@ class Suite:
         for name, seconds, function in self.checks:
             line = f"{self.title}: {name}"
             if only in line:
-                tally.add(line, server, lambda: bounded(seconds, lambda: function(server)))
+                tally.add(line, server, bounded(seconds, function))
 
 
 class Tally:
-    """What passed and what failed."""
+    """How many checks passed and failed."""
 
     def __init__(self):
         self.passed = 0
         self.failed = 0
 
     def add(self, line, server, body):
+        """Calls the body with the server; counts and prints how it went."""
         start = time.monotonic()
         try:
-            body()
+            body(server)
         except Exception as error:
             self.failed += 1
-            print(f"FAILED {line} ({time.monotonic() - start:.1f} s): {describe(error)}", flush=True)
+            print(
+                f"FAILED {line} ({time.monotonic() - start:.1f} s): {describe(error)}", flush=True
+            )
             if isinstance(error, TooLate) or not server.is_alive():
+                # A server that hangs or died would fail all that follows.
                 print(server.log_tail(), flush=True)
                 server.restart()
         else:
             self.passed += 1
             print(f"ok     {line} ({time.monotonic() - start:.1f} s)", flush=True)
 
+    def fail(self, line):
+        """Counts a failure outside of a check."""
+        self.failed += 1
+        print(f"FAILED {line}", flush=True)
+
     def print_total(self):
         print(f"{self.passed} passed, {self.failed} failed", flush=True)
 
 
-def bounded(seconds, body):
-    """Calls `body`, and interrupts it with TooLate after so many seconds."""
+def bounded(seconds, function):
+    """The function, interrupted with TooLate after so many seconds."""
 
     def interrupt(_signal, _frame):
         raise TooLate(f"not done after {seconds} s")
 
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.alarm(seconds)
-    try:
-        return body()
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+    def call(server):
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        signal.alarm(seconds)
+        try:
+            function(server)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, previous)
+
+    return call
 
 
 def describe(error):
     """The error, and the line of the check that raised it."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/scripts/clients/with_" in f.filename]
-    where = f" [{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].line}]" if frames else ""
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if "/scripts/clients/with_" in f.filename
+    ]
+    where = (
+        f" [{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].line}]"
+        if frames
+        else ""
+    )
     return f"{type(error).__name__}: {str(error)[:600]}{where}"
 
 
@@ -116,6 +139,14 @@ def raises(kind, **expected):
         raise AssertionError(f"no {kind.__name__} was raised")
 
 
+def models_folder():
+    return Path(os.environ.get("HYPURA_TEST_MODELS", ROOT / "models"))
+
+
+def model_file(name):
+    return models_folder() / f"{name}.gguf"
+
+
 class Server:
     """`hypura serve` with a folder of its own, on a port that was free."""
 
@@ -127,9 +158,8 @@ class Server:
 
     def start(self):
         binary = os.environ.get("HYPURA", ROOT / "target/release/hypura")
-        models = os.environ.get("HYPURA_TEST_MODELS", ROOT / "models")
         self.process = subprocess.Popen(
-            [binary, "serve", "--port", "0", "--models-dir", models, *self.arguments],
+            [binary, "serve", "--port", "0", "--models-dir", models_folder(), *self.arguments],
             env=environment(HYPURA_HOME=self.home.name),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -138,7 +168,9 @@ class Server:
         )
         ready = threading.Event()
         self.url = None
-        threading.Thread(target=self._read_log, args=(self.process.stderr, ready), daemon=True).start()
+        threading.Thread(
+            target=self._read_log, args=(self.process.stderr, ready), daemon=True
+        ).start()
         if not ready.wait(START_SECONDS) or self.url is None:
             raise RuntimeError(f"the server did not start\n{self.log_tail()}")
 
@@ -196,5 +228,9 @@ class Server:
 
 def environment(**extra):
     """The environment, less what would lead clients elsewhere."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "ANTHROPIC_", "OLLAMA_", "HYPURA_"))}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("OPENAI_", "ANTHROPIC_", "OLLAMA_", "HYPURA_"))
+    }
     return {**kept, **extra}

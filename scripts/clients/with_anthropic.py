@@ -1,7 +1,11 @@
 """The official Python client of Anthropic."""
 
-import anthropic
+import functools
 
+import anthropic
+from pydantic import BaseModel
+
+import with_ollama
 from harness import MODEL, STORY, Server, Suite, raises
 
 suite = Suite("anthropic")
@@ -10,6 +14,10 @@ check = suite.check
 # The client has no argument for the temperature.
 GREEDY = {"temperature": 0}
 ASK = {"model": MODEL, "max_tokens": 24, "extra_body": GREEDY}
+IMAGE = {
+    "type": "image",
+    "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="},
+}
 WEATHER = {
     "name": "get_weather",
     "description": "The weather of a town",
@@ -21,8 +29,19 @@ WEATHER = {
 }
 
 
-def client(server, **extra):
-    return anthropic.Anthropic(base_url=server.url, max_retries=0, **{"api_key": "none", **extra})
+class Animal(BaseModel):
+    name: str
+    legs: int
+
+
+def client(server, api_key="none", auth_token=None):
+    return client_at(server.url, api_key, auth_token)
+
+
+@functools.cache
+def client_at(url, api_key, auth_token):
+    """One for each server: to make one takes longer than most answers."""
+    return anthropic.Anthropic(base_url=url, max_retries=0, api_key=api_key, auth_token=auth_token)
 
 
 def user(content):
@@ -34,9 +53,14 @@ def messages(server):
     answer = client(server).messages.create(messages=[user("Tell me of a fox.")], **ASK)
     assert answer.type == "message" and answer.role == "assistant" and answer.id.startswith("msg_")
     assert answer.content[0].type == "text" and answer.content[0].text
-    assert answer.stop_reason in ("end_turn", "max_tokens") and answer.model.removesuffix(":latest") == MODEL
-    assert answer.usage.input_tokens > 5 and 0 < answer.usage.output_tokens <= 24
-    guided = client(server).messages.create(messages=[user("Tell me of a fox.")], system="You are a poet.", **ASK)
+    assert (
+        answer.stop_reason in ("end_turn", "max_tokens")
+        and answer.model.removesuffix(":latest") == MODEL
+    )
+    assert total(answer.usage) > 5 and 0 < answer.usage.output_tokens <= 24
+    guided = client(server).messages.create(
+        messages=[user("Tell me of a fox.")], system="You are a poet.", **ASK
+    )
     blocks = client(server).messages.create(
         messages=[user([{"type": "text", "text": "Tell me of a fox."}])],
         system=[{"type": "text", "text": "You are a poet."}],
@@ -47,12 +71,18 @@ def messages(server):
 
 def total(usage):
     """All tokens of the prompt: those read from the cache are not among input_tokens."""
-    return usage.input_tokens + (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+    return (
+        usage.input_tokens
+        + (usage.cache_read_input_tokens or 0)
+        + (usage.cache_creation_input_tokens or 0)
+    )
 
 
 @check("the number of tokens is obeyed")
 def max_tokens(server):
-    answer = client(server).messages.create(messages=[user("Tell me of a fox.")], **{**ASK, "max_tokens": 3})
+    answer = client(server).messages.create(
+        messages=[user("Tell me of a fox.")], **{**ASK, "max_tokens": 3}
+    )
     assert answer.stop_reason == "max_tokens" and answer.usage.output_tokens == 3
 
 
@@ -70,7 +100,9 @@ def stream(server):
 
 @check("the events of a stream are in order")
 def events(server):
-    events = list(client(server).messages.create(messages=[user("Tell me of a fox.")], stream=True, **ASK))
+    events = list(
+        client(server).messages.create(messages=[user("Tell me of a fox.")], stream=True, **ASK)
+    )
     kinds = [e.type for e in events if e.type != "ping"]
     assert kinds[:2] == ["message_start", "content_block_start"], kinds
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"], kinds
@@ -80,7 +112,12 @@ def events(server):
 
 @check("a stop sequence ends the answer, and is named")
 def stop_sequences(server):
-    ask = dict(messages=[user("Tell me a long story of a fox.")], model=MODEL, max_tokens=40, extra_body=GREEDY)
+    ask = dict(
+        messages=[user("Tell me a long story of a fox.")],
+        model=MODEL,
+        max_tokens=40,
+        extra_body=GREEDY,
+    )
     whole = client(server).messages.create(**ask).content[0].text
     word = whole.split()[4]
     stopped = client(server).messages.create(**ask, stop_sequences=["no such text", word])
@@ -90,9 +127,17 @@ def stop_sequences(server):
 
 @check("tool_choice any and tool call a tool, by its schema")
 def tools(server):
-    ask = dict(model=MODEL, messages=[user("How is the weather in Rome?")], tools=[WEATHER], max_tokens=200, extra_body=GREEDY)
+    ask = dict(
+        model=MODEL,
+        messages=[user("How is the weather in Rome?")],
+        tools=[WEATHER],
+        max_tokens=200,
+        extra_body=GREEDY,
+    )
     for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):
-        answer = client(server).messages.create(**ask, tool_choice={**choice, "disable_parallel_tool_use": True})
+        answer = client(server).messages.create(
+            **ask, tool_choice={**choice, "disable_parallel_tool_use": True}
+        )
         call, *others = answer.content
         assert call.type == "tool_use" and not others and answer.stop_reason == "tool_use", answer
         assert call.name == "get_weather" and call.id and list(call.input) == ["town"]
@@ -119,6 +164,21 @@ def tool_stream(server):
     assert inputs[0] == inputs[1] and len(inputs[0]) == 1, inputs
 
 
+@check("a call that is cut says nothing in words")
+def tool_cut(server):
+    ask = dict(
+        model=MODEL,
+        messages=[user("How is the weather in Rome?")],
+        tools=[WEATHER],
+        extra_body=GREEDY,
+    )
+    for limit in (3, 10, 20, 50, 200):
+        answer = client(server).messages.create(
+            **ask, tool_choice={"type": "any"}, max_tokens=limit
+        )
+        assert all(b.type == "tool_use" for b in answer.content), (limit, answer.content)
+
+
 @check("a tool's result goes back")
 def tool_result(server):
     turns = [user("How is the weather in Rome?")]
@@ -133,6 +193,42 @@ def tool_result(server):
     turns.append(user(results))
     answer = client(server).messages.create(messages=turns, **ask)
     assert answer.content and total(answer.usage) > total(asked.usage) + 15
+
+
+@check("an answer that was begun is gone on with")
+def prefill(server):
+    begun = "Once upon a time there was"
+    answer = client(server).messages.create(
+        messages=[user("Tell me of a fox."), {"role": "assistant", "content": begun}], **ASK
+    )
+    raw = with_ollama.client(server).generate(
+        MODEL,
+        f"<|im_start|>user\nTell me of a fox.<|im_end|>\n<|im_start|>assistant\n{begun}",
+        raw=True,
+        options={"temperature": 0, "num_predict": 24},
+    )
+    assert total(answer.usage) == raw.prompt_eval_count, (answer.usage, raw.prompt_eval_count)
+    assert answer.content[0].text.strip() == raw.response.strip()
+
+
+@check("parse reads a pydantic model")
+def parse(server):
+    ask = dict(model=MODEL, messages=[user("Describe a fox.")], max_tokens=300, extra_body=GREEDY)
+    answer = client(server).messages.parse(**ask, output_format=Animal)
+    assert isinstance(answer.parsed_output, Animal), answer
+
+
+@check("the beta interface is the same")
+def beta(server):
+    ask = dict(messages=[user("Tell me of a fox.")], **ASK)
+    plain = client(server).messages.create(**ask)
+    answer = client(server).beta.messages.create(**ask, betas=["no-such-beta-2025-01-01"])
+    assert answer.content[0].text == plain.content[0].text
+
+
+@check("an answer names its request")
+def request_id(server):
+    assert client(server).messages.create(messages=[user("Hello")], **ASK)._request_id
 
 
 @check("count_tokens counts what a message is then charged")
@@ -163,6 +259,7 @@ def errors(server):
         {"messages": [user("Hello")], "max_tokens": 0},
         {"messages": [{"role": "wizard", "content": "Hello"}]},
         {"messages": [user("Hello")], "tool_choice": {"type": "any"}},
+        {"messages": [user([IMAGE])]},
     ):
         with raises(anthropic.BadRequestError):
             ours.messages.create(**{**ASK, **extra})
@@ -173,7 +270,15 @@ def errors(server):
     try:
         with raises(anthropic.AuthenticationError):
             client(guarded, api_key="wrong").messages.create(messages=[user("Hello")], **ASK)
-        assert client(guarded, api_key="secret-1").messages.create(messages=[user("Hello")], **ASK).content
-        assert client(guarded, api_key=None, auth_token="secret-1").messages.create(messages=[user("Hello")], **ASK).content
+        assert (
+            client(guarded, api_key="secret-1")
+            .messages.create(messages=[user("Hello")], **ASK)
+            .content
+        )
+        assert (
+            client(guarded, api_key=None, auth_token="secret-1")
+            .messages.create(messages=[user("Hello")], **ASK)
+            .content
+        )
     finally:
         guarded.close()

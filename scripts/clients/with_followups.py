@@ -3,9 +3,8 @@
 import json
 import urllib.request
 
-import anthropic
-import openai
-
+import with_anthropic
+import with_openai
 from harness import DRAFT, MODEL, STORY, Suite
 
 suite = Suite("follow-ups")
@@ -29,6 +28,7 @@ class Conversation:
     def __init__(self, title):
         self.messages = [{"role": "system", "content": title + ". " + STORY * OPENING_REPEATS}]
         self.prompt_tokens = 0
+        self.cached_tokens = None
 
     def ask(self, server, question, model=MODEL):
         """Asks one more question. Returns how many tokens were reused."""
@@ -42,17 +42,22 @@ class Conversation:
         )
         self.messages.append(answer["message"])
         self.prompt_tokens = answer["prompt_eval_count"]
+        self.cached_tokens = answer.get("prompt_eval_cached_count")
         return answer["hypura"]["reused_tokens"]
 
     def must_reuse(self, server, question):
         """Asks one more question; all before the last answer has to be reused."""
         known = self.prompt_tokens
         reused = self.ask(server, question)
-        assert reused >= known, f"{reused} tokens reused of {known} that were known, and {self.prompt_tokens} in all"
+        assert reused >= known, (
+            f"{reused} tokens reused of {known} that were known, and {self.prompt_tokens} in all"
+        )
 
 
 def post(url, **body):
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
@@ -92,7 +97,10 @@ def unloaded(server):
     talk = Conversation("The fox who moved house")
     for question in QUESTIONS[:2]:
         talk.ask(server, question)
-    assert post(f"{server.url}/api/generate", model=MODEL, keep_alive=0, stream=False)["done_reason"] == "unload"
+    assert (
+        post(f"{server.url}/api/generate", model=MODEL, keep_alive=0, stream=False)["done_reason"]
+        == "unload"
+    )
     Conversation("A bear").ask(server, QUESTIONS[0], model=DRAFT)
     talk.must_reuse(server, QUESTIONS[2])
 
@@ -125,23 +133,37 @@ def same_answer(server):
     assert restarted.messages == undisturbed.messages
 
 
+@check("Ollama's clients are told in prompt_eval_cached_count")
+def prompt_eval_cached_count(server):
+    talk = Conversation("The fox who was counted")
+    for question in QUESTIONS[:2]:
+        reused = talk.ask(server, question)
+        assert talk.cached_tokens == reused, (talk.cached_tokens, reused)
+
+
 @check("OpenAI's clients are told in prompt_tokens_details.cached_tokens")
 def cached_tokens(server):
-    ours = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    ours = with_openai.client(server)
     messages = [{"role": "system", "content": "The fox of OpenAI. " + STORY * OPENING_REPEATS}]
     known = 0
     for question in QUESTIONS:
         messages.append({"role": "user", "content": question})
-        answer = ours.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=ANSWER_TOKENS)
+        answer = ours.chat.completions.create(
+            model=MODEL, messages=messages, temperature=0, max_tokens=ANSWER_TOKENS
+        )
         messages.append(answer.choices[0].message)
         cached = answer.usage.prompt_tokens_details.cached_tokens
-        assert known <= cached < answer.usage.prompt_tokens, (known, cached, answer.usage.prompt_tokens)
+        assert known <= cached < answer.usage.prompt_tokens, (
+            known,
+            cached,
+            answer.usage.prompt_tokens,
+        )
         known = answer.usage.prompt_tokens
 
 
 @check("the Responses API tells it in input_tokens_details.cached_tokens")
 def responses_cached_tokens(server):
-    ours = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    ours = with_openai.client(server)
     items = []
     known = 0
     for question in QUESTIONS[:3]:
@@ -155,13 +177,17 @@ def responses_cached_tokens(server):
         )
         items += answer.output
         cached = answer.usage.input_tokens_details.cached_tokens
-        assert known <= cached < answer.usage.input_tokens, (known, cached, answer.usage.input_tokens)
+        assert known <= cached < answer.usage.input_tokens, (
+            known,
+            cached,
+            answer.usage.input_tokens,
+        )
         known = answer.usage.input_tokens
 
 
 @check("Anthropic's clients are told in cache_read_input_tokens")
 def cache_read(server):
-    ours = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+    ours = with_anthropic.client(server)
     turns = []
     known = 0
     for question in QUESTIONS:
@@ -175,6 +201,10 @@ def cache_read(server):
         )
         turns.append({"role": "assistant", "content": answer.content})
         usage = answer.usage
-        prompt = usage.input_tokens + usage.cache_read_input_tokens + (usage.cache_creation_input_tokens or 0)
+        prompt = (
+            usage.input_tokens
+            + usage.cache_read_input_tokens
+            + (usage.cache_creation_input_tokens or 0)
+        )
         assert known <= usage.cache_read_input_tokens < prompt, (known, usage)
         known = prompt

@@ -28,12 +28,16 @@ def get_weather(town: str) -> str:
 
 
 def chat(server, **extra):
-    return ChatOllama(base_url=server.url, temperature=0, **{"model": MODEL, "num_predict": 16, **extra})
+    return ChatOllama(
+        base_url=server.url, temperature=0, **{"model": MODEL, "num_predict": 16, **extra}
+    )
 
 
 @check("ChatOllama answers, with usage")
 def invoke(server):
-    answer = chat(server).invoke([SystemMessage("You are a poet."), HumanMessage("Tell me of a fox.")])
+    answer = chat(server).invoke(
+        [SystemMessage("You are a poet."), HumanMessage("Tell me of a fox.")]
+    )
     assert answer.content and answer.response_metadata["done_reason"] in ("stop", "length")
     usage = answer.usage_metadata
     assert usage["input_tokens"] > 10 and 0 < usage["output_tokens"] <= 16
@@ -68,7 +72,9 @@ def tools(server):
     asked = bound.invoke([question])
     bare = chat(server).invoke([question])
     assert asked.usage_metadata["input_tokens"] > bare.usage_metadata["input_tokens"] + 30
-    call = AIMessage("", tool_calls=[{"name": "get_weather", "args": {"town": "Rome"}, "id": "call-1"}])
+    call = AIMessage(
+        "", tool_calls=[{"name": "get_weather", "args": {"town": "Rome"}, "id": "call-1"}]
+    )
     result = ToolMessage(get_weather.invoke({"town": "Rome"}), tool_call_id="call-1")
     answer = bound.invoke([question, call, result])
     assert answer.usage_metadata["input_tokens"] > asked.usage_metadata["input_tokens"] + 15
@@ -78,7 +84,11 @@ def tools(server):
 def structured(server):
     structured = chat(server, num_predict=300).with_structured_output(Animal)
     assert isinstance(structured.invoke("Describe a fox."), Animal)
-    raw = chat(server, num_predict=300).with_structured_output(Animal, include_raw=True).invoke("Describe a fox.")
+    raw = (
+        chat(server, num_predict=300)
+        .with_structured_output(Animal, include_raw=True)
+        .invoke("Describe a fox.")
+    )
     assert isinstance(raw["parsed"], Animal) and raw["parsing_error"] is None
 
 

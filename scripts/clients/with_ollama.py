@@ -1,11 +1,15 @@
 """The official Python client of Ollama."""
 
+import asyncio
+import functools
+import json
 import time
 
+import httpx
 import ollama
 from pydantic import BaseModel
 
-from harness import MODEL, STORY, Suite, raises
+from harness import DRAFT, ENDLESS, MODEL, STORY, Suite, model_file, raises
 
 suite = Suite("ollama")
 check = suite.check
@@ -26,7 +30,13 @@ WEATHER = {
 
 
 def client(server):
-    return ollama.Client(host=server.url)
+    return client_at(server.url)
+
+
+@functools.cache
+def client_at(url):
+    """One for each server: to make one takes longer than most answers."""
+    return ollama.Client(host=url)
 
 
 def user(content):
@@ -85,7 +95,9 @@ def chat_stream(server):
 
 @check("the number of tokens is obeyed")
 def num_predict(server):
-    answer = client(server).generate(MODEL, STORY, raw=True, options={"temperature": 0, "num_predict": 7})
+    answer = client(server).generate(
+        MODEL, STORY, raw=True, options={"temperature": 0, "num_predict": 7}
+    )
     assert answer.eval_count == 7 and answer.done_reason == "length", answer
 
 
@@ -133,15 +145,35 @@ def turns(server):
     assert counts == sorted(counts) and counts[2] > counts[0] + 16, counts
 
 
+@check("a prompt beyond the context is cut, or refused in words that clients look for")
+def too_long(server):
+    messages = [user(STORY * 60), user("Hello")]
+    ours = client(server)
+    assert ours.chat(MODEL, messages, options=GREEDY).prompt_eval_count <= 2048
+    assert ours.generate(MODEL, STORY * 60, options=GREEDY).prompt_eval_count <= 2048
+    # The client has no argument for `truncate`.
+    for path, body in (("chat", {"messages": messages}), ("generate", {"prompt": STORY * 60})):
+        answer = ours._client.post(f"/api/{path}", json={"model": MODEL, "truncate": False, **body})
+        assert answer.status_code == 400 and "prompt is too long" in answer.json()["error"], (
+            answer.text
+        )
+
+
 @check("a stop sequence ends the answer before it")
 def stop(server):
     options = {"temperature": 0, "num_predict": 40}
     whole = client(server).generate(MODEL, STORY, raw=True, options=options)
     word = whole.response.split()[5]
     stopped = client(server).generate(MODEL, STORY, raw=True, options={**options, "stop": [word]})
-    assert whole.response.startswith(stopped.response) and word not in stopped.response, stopped.response
+    assert whole.response.startswith(stopped.response) and word not in stopped.response, (
+        stopped.response
+    )
     assert stopped.done_reason == "stop" and stopped.eval_count < whole.eval_count
-    parts = list(client(server).generate(MODEL, STORY, raw=True, stream=True, options={**options, "stop": [word]}))
+    parts = list(
+        client(server).generate(
+            MODEL, STORY, raw=True, stream=True, options={**options, "stop": [word]}
+        )
+    )
     assert "".join(p.response for p in parts) == stopped.response
 
 
@@ -169,17 +201,22 @@ def options(server):
 @check("a high repeat penalty changes the answer")
 def repeat_penalty(server):
     prompt = "the fox the fox the fox the fox the fox the fox the"
-    plain = client(server).generate(MODEL, prompt, raw=True, options=GREEDY | {"repeat_penalty": 1.0})
-    punished = client(server).generate(MODEL, prompt, raw=True, options=GREEDY | {"repeat_penalty": 3.0})
+    plain = client(server).generate(
+        MODEL, prompt, raw=True, options=GREEDY | {"repeat_penalty": 1.0}
+    )
+    punished = client(server).generate(
+        MODEL, prompt, raw=True, options=GREEDY | {"repeat_penalty": 3.0}
+    )
     assert plain.response != punished.response
 
 
 @check("format=json is JSON")
 def format_json(server):
-    import json
-
     answer = client(server).chat(
-        MODEL, [user("Describe a fox as JSON.")], format="json", options={"temperature": 0, "num_predict": 300}
+        MODEL,
+        [user("Describe a fox as JSON.")],
+        format="json",
+        options={"temperature": 0, "num_predict": 300},
     )
     assert isinstance(json.loads(answer.message.content), dict), answer.message.content
 
@@ -197,7 +234,9 @@ def format_schema(server):
     assert animal.legs is not None
     parts = client(server).chat(**ask, stream=True)
     assert Animal.model_validate_json("".join(p.message.content for p in parts)) == animal
-    generated = client(server).generate(MODEL, "Describe a fox.", format=Animal.model_json_schema(), options=ask["options"])
+    generated = client(server).generate(
+        MODEL, "Describe a fox.", format=Animal.model_json_schema(), options=ask["options"]
+    )
     Animal.model_validate_json(generated.response)
 
 
@@ -213,7 +252,9 @@ def tools(server):
 
     bare = client(server).chat(MODEL, [user("How is the weather?")], options=GREEDY)
     for tool in (WEATHER, get_weather):
-        answer = client(server).chat(MODEL, [user("How is the weather?")], tools=[tool], options=GREEDY)
+        answer = client(server).chat(
+            MODEL, [user("How is the weather?")], tools=[tool], options=GREEDY
+        )
         assert answer.prompt_eval_count > bare.prompt_eval_count + 30
 
 
@@ -230,7 +271,10 @@ def tool_result(server):
     ]
     asked = client(server).chat(MODEL, messages[:1], tools=[WEATHER], options=GREEDY)
     answer = client(server).chat(MODEL, messages, tools=[WEATHER], options=GREEDY)
-    assert answer.prompt_eval_count > asked.prompt_eval_count + 15 and answer.message.role == "assistant"
+    assert (
+        answer.prompt_eval_count > asked.prompt_eval_count + 15
+        and answer.message.role == "assistant"
+    )
 
 
 @check("embed gives unit vectors, one for each input, the same every time")
@@ -244,7 +288,9 @@ def embed(server):
     assert distance(many.embeddings[0], one.embeddings[0]) < 1e-3
     assert distance(many.embeddings[1], one.embeddings[0]) > 1e-2
     short = client(server).embed(MODEL, "a fox in the wood", dimensions=64)
-    assert len(short.embeddings[0]) == 64 and abs(sum(x * x for x in short.embeddings[0]) - 1) < 1e-3
+    assert (
+        len(short.embeddings[0]) == 64 and abs(sum(x * x for x in short.embeddings[0]) - 1) < 1e-3
+    )
 
 
 def distance(a, b):
@@ -298,7 +344,13 @@ def lifecycle(server):
     assert ours.copy(MODEL, "my-copy").status == "success"
     assert "my-copy:latest" in names(ours)
     parts = list(
-        ours.create("my-poet:v1", from_=MODEL, system="You are a poet.", parameters={"temperature": 0, "num_predict": 5}, stream=True)
+        ours.create(
+            "my-poet:v1",
+            from_=MODEL,
+            system="You are a poet.",
+            parameters={"temperature": 0, "num_predict": 5},
+            stream=True,
+        )
     )
     assert parts[-1].status == "success", parts
     shown = ours.show("my-poet:v1")
@@ -309,7 +361,22 @@ def lifecycle(server):
     assert answer.prompt_eval_count > bare.prompt_eval_count, "the system prompt is not used"
     for name in ("my-copy", "my-poet:v1"):
         assert ours.delete(name).status == "success"
-    assert names(ours) == {f"{MODEL}:latest", "demo-draft-3m-q8_0:latest"}, names(ours)
+    assert names(ours) == {f"{MODEL}:latest", f"{DRAFT}:latest"}, names(ours)
+
+
+@check("a model is made of a file that was uploaded")
+def blob(server):
+    ours = client(server)
+    digest = ours.create_blob(model_file(DRAFT))
+    assert ours.create("my-upload", files={"draft.gguf": digest}).status == "success"
+    assert ours.show("my-upload").details.family == "qwen3"
+    uploaded = ours.chat("my-upload", [user("Hello")], options=GREEDY)
+    assert (
+        uploaded.message.content
+        == ours.chat(DRAFT, [user("Hello")], options=GREEDY).message.content
+    )
+    ours.delete("my-upload")
+    assert "my-upload:latest" not in names(ours)
 
 
 def names(ours):
@@ -319,7 +386,7 @@ def names(ours):
 @check("an answer that is no longer read is no longer computed")
 def cancel(server):
     ours = client(server)
-    stream = ours.generate(MODEL, STORY, raw=True, stream=True, options={"num_predict": 1500, "temperature": 1})
+    stream = ours.generate(MODEL, STORY, raw=True, stream=True, format=ENDLESS)
     for _ in range(3):
         next(stream)
     assert server.metric("hypura_answers_active") == 1
@@ -328,7 +395,14 @@ def cancel(server):
     assert ours.generate(MODEL, "Hello", options={"num_predict": 1}).done
     server.wait_until_idle()
     assert time.monotonic() - start < 10
-    assert server.metric('hypura_answers_total{finish="cancelled"}') >= 1 if False else True
+
+
+@check("an answer that no one waits for is no longer computed, streamed or not")
+def gave_up(server):
+    hurried = ollama.Client(host=server.url, timeout=0.5)
+    with raises(httpx.TimeoutException):
+        hurried.generate(MODEL, STORY, raw=True, format=ENDLESS)
+    server.wait_until_idle(seconds=2)
 
 
 @check("a model that is not there is a 404")
@@ -344,8 +418,6 @@ def not_found(server):
     ):
         with raises(ollama.ResponseError, status_code=404):
             call()
-    with raises(ollama.ResponseError) as _:
-        client(server).show("no-such-model")
 
 
 @check("a request that makes no sense is a 400")
@@ -353,7 +425,9 @@ def bad_request(server):
     for call in (
         lambda: client(server).chat(MODEL, [user("Hello")], options={"temperature": "hot"}),
         lambda: client(server).chat(MODEL, [user("Hello")], format={"type": "no-such-type"}),
-        lambda: client(server).chat(MODEL, [{"role": "user", "content": "Look", "images": [b"\x89PNG"]}]),
+        lambda: client(server).chat(
+            MODEL, [{"role": "user", "content": "Look", "images": [b"\x89PNG"]}]
+        ),
         lambda: client(server).chat(MODEL, [user("Hello")], think=True),
         lambda: client(server).create("my/bad name!", from_=MODEL),
     ):
@@ -369,7 +443,9 @@ def think_false(server):
 
 @check("logprobs come with the answer")
 def logprobs(server):
-    answer = client(server).chat(MODEL, [user("Hello")], logprobs=True, top_logprobs=3, options=GREEDY)
+    answer = client(server).chat(
+        MODEL, [user("Hello")], logprobs=True, top_logprobs=3, options=GREEDY
+    )
     assert len(answer.logprobs) == answer.eval_count
     assert "".join(p.token for p in answer.logprobs).strip() == answer.message.content.strip()
     first = answer.logprobs[0]
@@ -379,13 +455,17 @@ def logprobs(server):
 
 @check("the asynchronous client answers two at once")
 def asynchronous(server):
-    import asyncio
-
     async def both():
         ours = ollama.AsyncClient(host=server.url)
-        asks = [ours.chat(MODEL, [user(f"Tell me of a {who}.")], options=GREEDY) for who in ("fox", "bear")]
+        asks = [
+            ours.chat(MODEL, [user(f"Tell me of a {who}.")], options=GREEDY)
+            for who in ("fox", "bear")
+        ]
         return await asyncio.gather(*asks)
 
     together = asyncio.run(both())
-    alone = [client(server).chat(MODEL, [user(f"Tell me of a {who}.")], options=GREEDY) for who in ("fox", "bear")]
+    alone = [
+        client(server).chat(MODEL, [user(f"Tell me of a {who}.")], options=GREEDY)
+        for who in ("fox", "bear")
+    ]
     assert [a.message.content for a in together] == [a.message.content for a in alone]

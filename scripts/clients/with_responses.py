@@ -33,14 +33,20 @@ def create(server):
     assert answer.output[0].type == "message" and answer.output[0].content[0].type == "output_text"
     assert 0 < answer.usage.output_tokens <= 24 and answer.usage.input_tokens > 5
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
-    guided = client(server).responses.create(input="Tell me of a fox.", instructions="You are a poet.", **ASK)
+    guided = client(server).responses.create(
+        input="Tell me of a fox.", instructions="You are a poet.", **ASK
+    )
     assert guided.usage.input_tokens > answer.usage.input_tokens
 
 
 @check("an answer that was cut is incomplete")
 def incomplete(server):
-    answer = client(server).responses.create(input="Tell me of a fox.", **{**ASK, "max_output_tokens": 3})
-    assert answer.status == "incomplete" and answer.incomplete_details.reason == "max_output_tokens", answer
+    answer = client(server).responses.create(
+        input="Tell me of a fox.", **{**ASK, "max_output_tokens": 3}
+    )
+    assert (
+        answer.status == "incomplete" and answer.incomplete_details.reason == "max_output_tokens"
+    ), answer
 
 
 @check("items of a conversation are read as it")
@@ -56,7 +62,12 @@ def items(server):
     first = client(server).responses.create(input="Tell me of a fox.", **ASK)
     assert answer.usage.input_tokens > first.usage.input_tokens + 10
     following = client(server).responses.create(
-        input=[{"role": "user", "content": "Tell me of a fox."}, *first.output, {"role": "user", "content": "And then?"}], **ASK
+        input=[
+            {"role": "user", "content": "Tell me of a fox."},
+            *first.output,
+            {"role": "user", "content": "And then?"},
+        ],
+        **ASK,
     )
     assert following.usage.input_tokens > first.usage.total_tokens
 
@@ -66,7 +77,10 @@ def stream(server):
     whole = client(server).responses.create(input="Tell me of a fox.", **ASK)
     events = list(client(server).responses.create(input="Tell me of a fox.", stream=True, **ASK))
     kinds = [e.type for e in events]
-    assert kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete"), kinds
+    assert kinds[0] == "response.created" and kinds[-1] in (
+        "response.completed",
+        "response.incomplete",
+    ), kinds
     order = [
         "response.created",
         "response.in_progress",
@@ -80,14 +94,19 @@ def stream(server):
     places = [kinds.index(kind) for kind in order]
     assert places == sorted(places), kinds
     assert [e.sequence_number for e in events] == list(range(len(events)))
-    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+    assert (
+        "".join(e.delta for e in events if e.type == "response.output_text.delta")
+        == whole.output_text
+    )
     assert events[-1].response.output_text == whole.output_text
     assert events[-1].response.usage == whole.usage
 
 
 @check("the streaming helper gathers the answer")
 def helper(server):
-    with client(server).responses.stream(input="Tell me of a fox.", **{**ASK, "max_output_tokens": 300}) as stream:
+    with client(server).responses.stream(
+        input="Tell me of a fox.", **{**ASK, "max_output_tokens": 300}
+    ) as stream:
         deltas = [e.delta for e in stream if e.type == "response.output_text.delta"]
         final = stream.get_final_response()
     assert "".join(deltas) == final.output_text and len(deltas) > 3
@@ -95,7 +114,13 @@ def helper(server):
 
 @check("parse reads a pydantic model, streamed too")
 def parse(server):
-    ask = dict(model=MODEL, input="Describe a fox.", text_format=Animal, temperature=0, max_output_tokens=300)
+    ask = dict(
+        model=MODEL,
+        input="Describe a fox.",
+        text_format=Animal,
+        temperature=0,
+        max_output_tokens=300,
+    )
     animal = client(server).responses.parse(**ask).output_parsed
     assert isinstance(animal, Animal)
     with client(server).responses.stream(**ask) as stream:
@@ -112,7 +137,10 @@ def tools(server):
     assert calls and calls[0].name == "get_weather" and calls[0].call_id
     assert list(json.loads(calls[0].arguments)) == ["town"]
     items += asked.output
-    items += [{"type": "function_call_output", "call_id": c.call_id, "output": "22 degrees, no clouds"} for c in calls]
+    items += [
+        {"type": "function_call_output", "call_id": c.call_id, "output": "22 degrees, no clouds"}
+        for c in calls
+    ]
     answer = client(server).responses.create(input=items, **ask)
     assert answer.output and answer.usage.input_tokens > asked.usage.input_tokens + 15
 
