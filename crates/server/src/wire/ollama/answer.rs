@@ -10,14 +10,13 @@ use chrono::{DateTime, Utc};
 use futures_util::stream;
 use serde::Serialize;
 
-use super::error::ErrorBody;
+use super::error::error_line;
 use super::format::{
     AnswerMessage, ChatLine, Extension, GenerateLine, Metrics, done_reason, timestamp,
 };
 use super::parts::{Part, Parts};
 use crate::answer::{Answer, Event};
 use crate::error::ApiError;
-use crate::http;
 
 /// JSON, one value per line.
 const NDJSON: &str = "application/x-ndjson";
@@ -192,9 +191,8 @@ impl Lines {
     }
 
     fn of_error(&mut self, error: &ApiError) -> Vec<u8> {
-        http::log(error);
         self.is_over = true;
-        json_line(&ErrorBody::of(error))
+        error_line(error)
     }
 }
 
