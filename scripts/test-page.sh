@@ -14,7 +14,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-HYPURA_HOME=$home "$hypura" serve --port 0 --models-dir models --memory 100MiB --parallel 2 \
+HYPURA_HOME=$home "$hypura" serve --port 0 --models-dir models --memory 90MiB --parallel 2 \
     2>"$home/log" &
 server=$!
 url=

@@ -27,6 +27,9 @@ pub(super) struct Prompt {
 /// Log probabilities are given for so many of the likeliest tokens at most.
 const TOP_LOGPROBS_MAX: usize = 20;
 
+/// Marks the end of a message while it is rendered: private-use characters.
+const END_MARK: &str = "\u{f8fe}\u{e0ff}\u{f8fe}";
+
 /// Of a context, one part in this many is left for the answer to a prompt that was cut.
 const ANSWER_SHARE: usize = 4;
 
@@ -36,11 +39,11 @@ pub(super) fn prepare(lease: &Lease, ask: &Ask) -> Result<Prompt, ApiError> {
     let mut prompt = match &ask.input {
         Input::Chat(conversation) => chat(lease, ask, conversation)?,
         Input::Text(text) => plain(lease, ask, text),
-        Input::Tokens(tokens) => of_tokens(lease, tokens.clone())?,
+        Input::Tokens(tokens) => of_tokens(lease, ask, tokens.clone())?,
         Input::After(tokens, text) => {
-            let mut all = of_tokens(lease, tokens.clone())?.request.prompt;
+            let mut all = of_tokens(lease, ask, tokens.clone())?.request.prompt;
             all.extend(lease.runner().tokenize(text, tokens.is_empty()));
-            of_tokens(lease, all)?
+            of_tokens(lease, ask, all)?
         }
     };
     let request = &mut prompt.request;
@@ -71,11 +74,12 @@ fn too_long(n: usize, n_ctx: usize) -> ApiError {
     )
 }
 
-fn of_tokens(lease: &Lease, tokens: Vec<Token>) -> Result<Prompt, ApiError> {
+fn of_tokens(lease: &Lease, ask: &Ask, tokens: Vec<Token>) -> Result<Prompt, ApiError> {
     if let Some(unknown) = tokens.iter().find(|&&token| lease.runner().piece(token).is_empty()) {
         return Err(ApiError::bad(format!("this model has no token {unknown}")));
     }
-    let request = GenerateRequest { prompt: tokens, ..GenerateRequest::default() };
+    let constraint = ask.format.clone().map(|rule| Constrained { rule, after: None });
+    let request = GenerateRequest { prompt: tokens, constraint, ..GenerateRequest::default() };
     Ok(Prompt { request, parser: None, text: None, is_forced: false })
 }
 
@@ -192,6 +196,8 @@ fn fitting(
     }
 }
 
+/// The conversation as text, with the beginning of an answer if that is asked for. If the assistant
+/// said something last, the answer goes on from there: its text is open at the end.
 fn render(
     lease: &Lease,
     conversation: &Conversation,
@@ -199,9 +205,28 @@ fn render(
 ) -> Result<String, ApiError> {
     let now = Local::now().fixed_offset();
     let template = &lease.runner().facts().template;
-    template
-        .render_conversation(conversation, begins_answer, now)
-        .map_err(|error| ApiError::bad(error.to_string()))
+    let render = |conversation: &Conversation, begins_answer| {
+        template
+            .render_conversation(conversation, begins_answer, now)
+            .map_err(|error| ApiError::bad(error.to_string()))
+    };
+    let goes_on = conversation.messages.last().is_some_and(|last| {
+        last.role == "assistant" && last.tool_calls.is_empty() && !last.content.is_empty()
+    });
+    if !goes_on {
+        return render(conversation, begins_answer);
+    }
+    // What a template puts behind the last message is cut off, whatever it is: behind a mark that no
+    // text has.
+    let mut marked = conversation.clone();
+    if let Some(last) = marked.messages.last_mut() {
+        last.content.push_str(END_MARK);
+    }
+    let text = render(&marked, false)?;
+    match text.rfind(END_MARK) {
+        Some(end) => Ok(text[..end].to_owned()),
+        None => render(conversation, begins_answer),
+    }
 }
 
 /// Tokens before what the template adds to begin an answer: later prompts of the conversation begin

@@ -115,7 +115,8 @@ fn facts(
         parallel: engine.parallel(),
         generates: has_memory,
         embedding_length: engine.info().n_embd as usize,
-        memory_bytes: bytes.total(),
+        // Pools are fitted to what is really left; the rest are estimates.
+        memory_bytes: bytes.total().min(plan.budget_bytes),
         weight_bytes,
         architecture: String::new(),
         mode: mode_name(plan.mode).to_owned(),
