@@ -12,6 +12,7 @@
 
 mod error;
 mod format;
+pub mod fuzz;
 mod id;
 mod jinja;
 mod message;
@@ -22,6 +23,7 @@ mod template;
 
 pub use error::ChatError;
 pub use format::Format;
+pub use fuzz::{fuzz_parser, fuzz_template};
 pub use jinja::{PROMPT_BYTES_MAX, TEMPLATE_BYTES_MAX};
 pub use message::{Conversation, Message, Think, Tool, ToolCall};
 pub use parse::{Delta, Parser};

@@ -14,10 +14,8 @@ const TOOL: &str = "qzxtool";
 
 /// The shape that a template wants, and what it can do.
 pub(crate) fn probe(template: &ChatTemplate, source: &str) -> (Shape, Capabilities) {
-    let mut probe = Probe {
-        template,
-        shape: Shape { developer: source.contains("developer"), ..Shape::default() },
-    };
+    let developer = source.contains("developer");
+    let mut probe = Probe { template, shape: Shape { developer, ..Shape::default() } };
     probe.contents();
     let system = probe.system();
     probe.alternation();
@@ -25,8 +23,7 @@ pub(crate) fn probe(template: &ChatTemplate, source: &str) -> (Shape, Capabiliti
     probe.calls(tools);
     let shown = probe.reasoning();
     let (thinking, thinking_switch) = probe.switch();
-    let capabilities =
-        Capabilities { tools, thinking: thinking || shown, thinking_switch, system };
+    let capabilities = Capabilities { tools, thinking: thinking || shown, thinking_switch, system };
     (probe.shape, capabilities)
 }
 
@@ -37,12 +34,18 @@ struct Probe<'a> {
 
 impl Probe<'_> {
     /// Renders with the shape so far; `None` if the template refuses.
-    fn render(&self, messages: &[Message], tools: &[Tool], think: Option<&Think>) -> Option<String> {
+    fn render(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        think: Option<&Think>,
+    ) -> Option<String> {
         let names: Vec<(String, Value)> =
             thinking(think).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let messages = self.shape.messages(messages, tools, Concession::ShortIds);
+        let messages =
+            self.shape.messages(messages, tools, self.template.format(), Concession::ShortIds);
         let now = DateTime::<FixedOffset>::default();
-        self.template.render_shaped(&messages, tools, &names, true, now).ok()
+        self.template.render_shaped(&messages, self.shape.tools(tools), &names, true, now).ok()
     }
 
     fn shows(&self, messages: &[Message], tools: &[Tool], words: &[&str]) -> bool {
@@ -52,10 +55,13 @@ impl Probe<'_> {
 
     fn contents(&mut self) {
         let messages = [Message::new("user", WORD)];
-        if !self.shows(&messages, &[], &[WORD]) {
-            self.shape.parts = true;
-            self.shape.parts = self.shows(&messages, &[], &[WORD]);
+        for (parts, empty_tools) in [(false, false), (true, false), (false, true), (true, true)] {
+            (self.shape.parts, self.shape.empty_tools) = (parts, empty_tools);
+            if self.shows(&messages, &[], &[WORD]) {
+                return;
+            }
         }
+        (self.shape.parts, self.shape.empty_tools) = (false, false);
     }
 
     fn system(&mut self) -> bool {
@@ -78,13 +84,19 @@ impl Probe<'_> {
 
     fn calls(&mut self, tools: bool) {
         if !tools {
+            self.shape.calls_as_text = true;
+            self.shape.results_as_text = true;
             return;
         }
         let shapes = [(false, false), (false, true), (true, false), (true, true)];
         let found = shapes.into_iter().map(|(text, null_content)| Calls { text, null_content });
         let mut found = found.filter(|calls| {
             self.shape.calls = *calls;
-            let text = self.render(&called(None), &[tool()], None).unwrap_or_default();
+            // Some write a call only when its result is there.
+            let answered = [called(None), vec![result()]].concat();
+            let texts = [called(None), answered].map(|all| self.render(&all, &[tool()], None));
+            let mut texts = texts.into_iter().flatten();
+            let text = texts.find(|text| text.contains(WORD)).unwrap_or_default();
             // The tool is also named where it is described; the argument is not. A Python
             // dictionary that was written as such is not what a model was trained on, nor is a
             // text that was made JSON again.
@@ -93,6 +105,7 @@ impl Probe<'_> {
         });
         let found = found.next();
         self.shape.calls = found.unwrap_or_default();
+        self.shape.calls_as_text = found.is_none();
         let mut messages = called(None);
         messages.push(result());
         self.shape.results_as_text = !self.shows(&messages, &[tool()], &[OTHER]);
@@ -106,8 +119,10 @@ impl Probe<'_> {
             call.arguments = json!({});
         }
         messages.push(result());
-        let plain =
-            [Message::new("user", OTHER), Message { reasoning: Some(WORD.into()), ..Message::new("assistant", OTHER) }];
+        let plain = [
+            Message::new("user", OTHER),
+            Message { reasoning: Some(WORD.into()), ..Message::new("assistant", OTHER) },
+        ];
         let places = [
             Reasoning::ReasoningContent,
             Reasoning::Reasoning,
@@ -116,7 +131,12 @@ impl Probe<'_> {
         ];
         for place in places {
             self.shape.reasoning = place;
-            if self.shows(&messages, &[tool()], &[WORD]) || self.shows(&plain, &[], &[WORD]) {
+            let texts = [self.render(&messages, &[tool()], None), self.render(&plain, &[], None)];
+            // A message that is written as it was given, keys and all, was not read.
+            let keys = ["'thinking'", "\"thinking\"", "reasoning\"", "reasoning_content"];
+            let reads =
+                |text: &String| text.contains(WORD) && !keys.iter().any(|key| text.contains(key));
+            if texts.iter().flatten().any(reads) {
                 return true;
             }
         }

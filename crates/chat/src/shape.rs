@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::format::Format;
 use crate::message::{Message, Think, Tool, ToolCall};
 
 /// How a template wants its messages.
@@ -18,11 +19,15 @@ pub(crate) struct Shape {
     pub(crate) no_system: bool,
     /// Neighbours of the same role become one.
     pub(crate) alternating: bool,
+    /// Without tools, there is an empty list of them rather than `None`.
+    pub(crate) empty_tools: bool,
     /// There is a role `developer`.
     pub(crate) developer: bool,
-    /// Tools are described in the system message, calls and results become text.
+    /// Tools are described in the system message.
     pub(crate) tools_as_text: bool,
-    /// Only results become text.
+    /// Calls are written into the content, in the model's syntax.
+    pub(crate) calls_as_text: bool,
+    /// Results are messages of the user.
     pub(crate) results_as_text: bool,
     /// How calls are given.
     pub(crate) calls: Calls,
@@ -81,6 +86,7 @@ impl Shape {
         &self,
         messages: &[Message],
         tools: &[Tool],
+        format: &Format,
         concession: Concession,
     ) -> Value {
         let mut messages = messages.to_vec();
@@ -96,14 +102,14 @@ impl Shape {
         if concession >= Concession::NoReasoning {
             messages.iter_mut().for_each(|message| message.reasoning = None);
         }
-        if self.tools_as_text {
-            calls_to_text(&mut messages);
-            if !tools.is_empty() {
-                describe(&mut messages, tools);
-            }
+        if self.calls_as_text {
+            calls_to_text(&mut messages, format);
         }
-        if self.tools_as_text || self.results_as_text {
+        if self.results_as_text {
             results_to_text(&mut messages);
+        }
+        if self.tools_as_text && !tools.is_empty() {
+            describe(&mut messages, tools);
         }
         if concession >= Concession::Merged {
             gather_system(&mut messages);
@@ -115,6 +121,14 @@ impl Shape {
             merge_neighbours(&mut messages);
         }
         Value::Array(messages.iter().map(|message| self.message(message)).collect())
+    }
+
+    /// The tools as this template wants them: if there are none, `None`, as Hugging Face passes it.
+    pub(crate) fn tools(&self, tools: &[Tool]) -> Value {
+        if tools.is_empty() && !self.empty_tools {
+            return Value::Null;
+        }
+        tools.iter().map(|tool| json!(tool)).collect()
     }
 
     fn message(&self, message: &Message) -> Value {
@@ -188,12 +202,12 @@ fn shorten_ids(messages: &mut [Message]) {
     }
 }
 
-/// Calls as the description of tools asks for them.
-fn calls_to_text(messages: &mut [Message]) {
-    for message in messages {
-        for call in std::mem::take(&mut message.tool_calls) {
-            let call = json!({"name": call.name, "arguments": call.arguments});
-            append(&mut message.content, &format!("<tool_call>\n{call}\n</tool_call>"), "\n");
+/// Calls that the syntax can't carry stay; the template may do something with them.
+fn calls_to_text(messages: &mut [Message], format: &Format) {
+    for message in messages.iter_mut().filter(|message| !message.tool_calls.is_empty()) {
+        if let Some(calls) = format.write_calls(&message.tool_calls) {
+            message.tool_calls.clear();
+            append(&mut message.content, &calls, "\n");
         }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::error::ChatError;
 use crate::format::Format;
 use crate::jinja::Jinja;
-use crate::message::{Conversation, Message, Tool};
+use crate::message::{Conversation, Message};
 use crate::probe;
 use crate::shape::{Concession, Shape, thinking};
 
@@ -60,15 +60,13 @@ impl ChatTemplate {
                 thinking_switch: false,
                 system: true,
             },
-            format: Format::default(),
+            format: Format::detect(source).with_stop(eos),
         };
-        let mut format = Format::detect(source);
         let (shape, mut capabilities) = probe::probe(&template, source);
-        capabilities.thinking |= format.reasoning_end().is_some();
+        capabilities.thinking |= template.format.reasoning_end().is_some();
         if !capabilities.tools {
-            format = format.with_described_tools();
+            template.format = template.format.with_described_tools();
         }
-        template.format = format.with_stop(eos);
         template.shape = shape;
         template.capabilities = capabilities;
         Ok(template)
@@ -115,12 +113,13 @@ impl ChatTemplate {
         let mut first_error = None;
         let mut tried = None;
         for concession in Concession::ALL {
-            let messages =
-                self.shape.messages(&conversation.messages, &conversation.tools, concession);
+            let Conversation { messages, tools, .. } = conversation;
+            let messages = self.shape.messages(messages, tools, &self.format, concession);
             if tried.as_ref() == Some(&messages) {
                 continue;
             }
             let tools = if self.shape.tools_as_text { &[] } else { conversation.tools.as_slice() };
+            let tools = self.shape.tools(tools);
             match self.render_shaped(&messages, tools, &names, add_generation_prompt, now) {
                 Ok(text) => return Ok(text),
                 Err(error) => first_error = first_error.or(Some(error)),
@@ -151,16 +150,14 @@ impl ChatTemplate {
     pub(crate) fn render_shaped(
         &self,
         messages: &Value,
-        tools: &[Tool],
+        tools: Value,
         names: &[(String, Value)],
         add_generation_prompt: bool,
         now: DateTime<FixedOffset>,
     ) -> Result<String, ChatError> {
-        // What is absent is `None`, as Hugging Face passes it.
-        let some = |tools: &[Tool]| if tools.is_empty() { Value::Null } else { tools_json(tools) };
         let mut all = vec![
             ("messages".to_owned(), messages.clone()),
-            ("tools".to_owned(), some(tools)),
+            ("tools".to_owned(), tools),
             ("documents".to_owned(), Value::Null),
             ("add_generation_prompt".to_owned(), Value::Bool(add_generation_prompt)),
             ("bos_token".to_owned(), Value::String(self.bos.clone())),
@@ -193,10 +190,6 @@ impl ChatTemplate {
     pub fn format(&self) -> &Format {
         &self.format
     }
-}
-
-fn tools_json(tools: &[Tool]) -> Value {
-    tools.iter().map(|tool| serde_json::json!(tool)).collect()
 }
 
 /// About how many bytes a value holds.

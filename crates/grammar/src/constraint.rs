@@ -19,7 +19,7 @@ pub struct Constraint {
 }
 
 impl Constraint {
-    /// Compiles `rule`. That takes milliseconds for an ordinary schema and up to seconds for the
+    /// Compiles `rule`. That takes milliseconds for an ordinary schema and up to a second for the
     /// largest: no work for a thread that others wait for.
     ///
     /// # Errors

@@ -11,9 +11,10 @@ use crate::stack::with_stack;
 pub enum Rule {
     /// Any JSON object.
     Json,
-    /// JSON by a schema, properties in the schema's order. Annotations are ignored, unknown ones
-    /// too. So is what can't be checked while writing (`not`, `if`, `uniqueItems`, unknown formats,
-    /// that `oneOf` matches only once): see [`crate::Constraint::ignored`].
+    /// JSON by a schema, properties in the schema's order. Annotations are ignored, unknown
+    /// keywords too. `oneOf` is `anyOf`. What else can't be enforced while writing (`not`, `if`,
+    /// `uniqueItems`, unknown formats) is ignored and named by [`crate::Constraint::ignored`].
+    /// References lead to places within the schema (`#/...`).
     ///
     /// Between two words of JSON there may be one space, or a line break and up to 64 spaces or
     /// tabs of indentation; none before the first and after the last.
@@ -21,8 +22,8 @@ pub enum Rule {
     /// Text that matches a regular expression (of Rust's `regex` crate, without look-around) from
     /// start to end.
     Regex(String),
-    /// A context-free grammar in `llguidance`'s dialect of Lark. [`lark_schema`] writes a schema
-    /// for it.
+    /// A context-free grammar in `llguidance`'s dialect of Lark, such as a model's syntax of tool
+    /// calls. Schemas in it have to be written by [`lark_schema`]: others aren't checked.
     Lark(String),
 }
 

@@ -29,7 +29,8 @@ pub enum TokenText {
     Unused,
 }
 
-/// The bytes of all tokens of a model. Making one builds a trie; clones share it.
+/// The bytes of all tokens of a model. Making one builds tries, which takes a second and tens of
+/// megabytes for 150 000 tokens; clones share them.
 #[derive(Clone)]
 pub struct Vocabulary(Arc<Inner>);
 

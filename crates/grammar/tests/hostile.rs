@@ -120,15 +120,22 @@ fn multiplied() {
 
 #[test]
 fn references() {
-    let chain = |length: usize| {
+    let chain = |length: usize, beside: Value| {
         let mut definitions: Map<String, Value> = (0..length)
-            .map(|i| (i.to_string(), json!({"items": {"$ref": format!("#/$defs/{}", i + 1)}})))
+            .map(|i| {
+                let mut item = beside.clone();
+                item["$ref"] = json!(format!("#/$defs/{}", i + 1));
+                (i.to_string(), json!({"type": "array", "items": item}))
+            })
             .collect();
-        definitions.insert(length.to_string(), json!({"type": "object"}));
+        definitions.insert(length.to_string(), json!({"type": "array"}));
         json!({"$defs": definitions, "$ref": "#/$defs/0"})
     };
-    check_bounded(&Rule::JsonSchema(chain(REFERENCE_REACH_MAX / 2 - 1)));
-    check_too_complex("a chain", chain(REFERENCE_REACH_MAX / 2));
+    check_bounded(&Rule::JsonSchema(chain(REFERENCE_REACH_MAX / 2 - 1, json!({}))));
+    check_too_complex("a chain", chain(REFERENCE_REACH_MAX / 2, json!({})));
+    let combined = |length| chain(length, json!({"type": "array", "minItems": 1}));
+    check_bounded(&Rule::JsonSchema(combined(100)));
+    check_too_complex("a combined chain", combined(REFERENCE_REACH_MAX / 2 - 1));
 
     check_invalid(json!({"$ref": "#"}));
     check_invalid(json!({"anyOf": [{"$ref": "#"}, {"$ref": "#/anyOf/0"}]}));

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hypura_hub::PullConfig;
+
 use crate::answer::KeepAlive;
 
 /// How a server runs.
@@ -25,6 +27,8 @@ pub struct Config {
     pub memory_bytes: Option<u64>,
     /// Whether models may be pulled, copied, created and deleted through the API.
     pub manage: bool,
+    /// Where models are pulled from, and how large a model or an uploaded file may be.
+    pub pull: PullConfig,
     /// How long requests that are being answered may go on after the server was asked to stop.
     pub shutdown: Duration,
     /// What one client can't exceed.
@@ -43,6 +47,7 @@ impl Default for Config {
             keep_alive: KeepAlive::For(Duration::from_secs(300)),
             memory_bytes: None,
             manage: true,
+            pull: PullConfig::default(),
             shutdown: Duration::from_secs(30),
             limits: Limits::default(),
         }

@@ -23,9 +23,12 @@ mod http;
 pub mod models;
 mod ops;
 mod serve;
+#[cfg(test)]
+mod testing;
 mod ui;
 mod wire;
 
 pub use app::{App, Shared, router};
 pub use config::{Config, Limits, TlsConfig};
 pub use error::{ApiError, ErrorKind};
+pub use serve::{ServeError, Server};

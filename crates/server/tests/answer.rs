@@ -85,10 +85,7 @@ async fn tools_are_called_or_not() {
         think: Some(Think::Off),
         ..Conversation::default()
     };
-    let asked = |tool_choice| Ask {
-        tool_choice,
-        ..question(Input::Chat(conversation.clone()))
-    };
+    let asked = |tool_choice| Ask { tool_choice, ..question(Input::Chat(conversation.clone())) };
     served.script(Script::say(&[call]));
     let answer = ask(&served.app, asked(ToolChoice::Auto)).await.unwrap();
     let (content, _, calls, summary) = collect(answer).await;

@@ -66,7 +66,8 @@ fn body(syntax: &Syntax, index: usize, tool: &Tool, rules: &mut Vec<String>) -> 
         }
         Body::Json { name: name_key, arguments: arguments_key, .. } => {
             rules.push(format!("{arguments}: %json {schema}"));
-            let head = format!("{{{}: {}, {}: ", json!(name_key), json!(name), json!(arguments_key));
+            let head =
+                format!("{{{}: {}, {}: ", json!(name_key), json!(name), json!(arguments_key));
             format!("{} {arguments} {}", literal(&head), literal("}"))
         }
         Body::Named { before, id, head_end, tail } => {
@@ -85,7 +86,11 @@ fn body(syntax: &Syntax, index: usize, tool: &Tool, rules: &mut Vec<String>) -> 
                 let rule = format!("argument_{index}_{i}");
                 let argument = tagged(&tags, &rule, &key, &schema, rules)?;
                 rules.push(format!("{rule}: {argument}"));
-                parts.push(if is_required(&tool.parameters, &key) { rule } else { format!("{rule}?") });
+                parts.push(if is_required(&tool.parameters, &key) {
+                    rule
+                } else {
+                    format!("{rule}?")
+                });
             }
             sequence(&parts)
         }
@@ -130,7 +135,8 @@ fn tagged(
     let choices = schema.get("enum").and_then(Value::as_array);
     let value = match choices {
         Some(choices) if choices.iter().all(Value::is_string) => {
-            let choices: Vec<String> = choices.iter().filter_map(Value::as_str).map(literal).collect();
+            let choices: Vec<String> =
+                choices.iter().filter_map(Value::as_str).map(literal).collect();
             format!("( {} )", choices.join(" | "))
         }
         // Any text, up to the mark that ends it.
@@ -172,7 +178,8 @@ fn is_required(schema: &Value, key: &str) -> bool {
 }
 
 fn sequence(parts: &[String]) -> String {
-    let parts: Vec<&str> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+    let parts: Vec<&str> =
+        parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     parts.join(" ")
 }
 

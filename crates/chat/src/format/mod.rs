@@ -8,7 +8,9 @@ mod write;
 use std::sync::Arc;
 
 pub(crate) use reasoning::Marks;
-pub(crate) use table::{BARE, Body, COMMAND_R, FENCED, HARMONY, HERMES, PYTHON, SYNTAXES, Syntax, Tags};
+pub(crate) use table::{
+    BARE, Body, COMMAND_R, FENCED, HARMONY, HERMES, OLD_MISTRAL, PYTHON, SYNTAXES, Syntax, Tags,
+};
 
 use crate::message::{Tool, ToolCall};
 use crate::parse::Parser;
@@ -83,10 +85,13 @@ impl Format {
         write::calls(self.0.calls.first()?, calls)
     }
 
-    /// The format of a model that was told of its tools by us (see `shape.rs`).
+    /// The format of a model that was told of its tools by us (see `shape.rs`). What it learned may
+    /// still be stronger.
     pub(crate) fn with_described_tools(self) -> Format {
-        let parts = Parts { calls: vec![&HERMES, &FENCED, &BARE], ..Parts::clone(&self.0) };
-        Format(Arc::new(parts))
+        let mut calls = vec![&HERMES];
+        calls.extend(self.0.calls.iter().filter(|syntax| syntax.is_sure() && **syntax != &HERMES));
+        calls.extend([&FENCED, &BARE]);
+        Format(Arc::new(Parts { calls, ..Parts::clone(&self.0) }))
     }
 
     /// The same, with the text of the token that ends an answer.

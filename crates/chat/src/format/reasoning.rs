@@ -30,15 +30,11 @@ static MARKS: &[Marks] = &[
     marks(&["<|channel>"], "<|channel>thought\n", "<channel|>"),
     marks(&["<|inner_prefix|>"], "<|inner_prefix|>", "<|inner_suffix|>"),
     marks(&["◁/think▷"], "◁think▷", "◁/think▷"),
-    marks(&["<|open|>", "think"], "<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    marks(&["<|open|>", "<|close|>"], "<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     marks(&["<|begin|>assistant", "<|think|>"], "<|think|>", "<|end|>"),
     marks(&["mm:think"], "<mm:think>", "</mm:think>"),
-    marks(&[":opensource", "think"], "<think:opensource>", "</think:opensource>"),
-    marks(
-        &["[BEGIN FINAL RESPONSE]"],
-        "Here are my reasoning steps:\n",
-        "[BEGIN FINAL RESPONSE]",
-    ),
+    marks(&[":opensource", "<think{}>"], "<think:opensource>", "</think:opensource>"),
+    marks(&["[BEGIN FINAL RESPONSE]"], "Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]"),
     marks(&["<think>"], "<think>", "</think>"),
     marks(&["</think>"], "<think>", "</think>"),
 ];
@@ -68,7 +64,7 @@ const WRAPPERS: [&str; 12] = [
 ];
 
 /// Tokens that end an answer.
-const STOPS: [&str; 25] = [
+const STOPS: [&str; 27] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
@@ -92,13 +88,16 @@ const STOPS: [&str; 25] = [
     "<seed:eos>",
     "[e~[",
     "<SPECIAL_12>",
+    "<|tool_response>",
+    "<sep>",
     "</assistant>",
     "</s>",
 ];
 
 /// The wrappers that occur in a template. Those of plain words count only where they are marks.
 pub(crate) fn wrappers(template: &str) -> Vec<&'static str> {
-    let granite = template.contains("<think></think>") && template.contains("<response></response>");
+    let granite =
+        template.contains("<think></think>") && template.contains("<response></response>");
     let occurs = |mark: &&str| match *mark {
         "<response>" | "</response>" => granite,
         // Put together by the template's macros.

@@ -78,6 +78,8 @@ pub(crate) struct Tags {
     pub(crate) value_end: &'static str,
     /// Whether each value stands in lines of its own.
     pub(crate) padded: bool,
+    /// Whether texts may stand in `<![CDATA[` and `]]>`.
+    pub(crate) cdata: bool,
     /// An attribute that says that the value is a text, and one that says that it is JSON.
     pub(crate) kinds: Option<(&'static str, &'static str)>,
 }
@@ -89,6 +91,7 @@ const PARAMETER: Tags = Tags {
     value_begin: "",
     value_end: "</parameter>",
     padded: true,
+    cdata: false,
     kinds: None,
 };
 
@@ -99,6 +102,7 @@ const INVOKE: Tags = Tags {
     value_begin: ">",
     value_end: "</parameter>",
     padded: false,
+    cdata: false,
     kinds: None,
 };
 
@@ -109,6 +113,7 @@ const ARG_KEY: Tags = Tags {
     value_begin: "<arg_value>",
     value_end: "</arg_value>",
     padded: false,
+    cdata: false,
     kinds: None,
 };
 
@@ -168,18 +173,22 @@ pub(crate) static COMMAND_R: Syntax = syntax(
 /// Python's calls without any mark, at the beginning of the answer.
 pub(crate) static PYTHON: Syntax = syntax("python", &[], NOTHING, NOTHING, Body::Python);
 
+/// Mistral before version 11 of its tokenizer.
+pub(crate) static OLD_MISTRAL: Syntax = syntax(
+    "mistral",
+    &["[TOOL_CALLS]"],
+    ("[TOOL_CALLS]", ""),
+    NOTHING,
+    list("name", "arguments", "id"),
+);
+
 /// gpt-oss: channels, see `parse/channel.rs`. The calls' header is only written here.
 pub(crate) static HARMONY: Syntax = syntax(
     "harmony",
-    &["<|channel|>", "<|message|>", "to=functions."],
+    &["<|channel|>", "<|message|>", "<|start|>"],
     NOTHING,
     ("<|channel|>commentary to=functions.", "<|call|>"),
-    Body::Named {
-        before: "",
-        id: "",
-        head_end: " <|constrain|>json<|message|>",
-        tail: "",
-    },
+    Body::Named { before: "", id: "", head_end: " <|constrain|>json<|message|>", tail: "" },
 );
 
 /// In the order in which they are tried.
@@ -254,7 +263,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
     },
     &syntax(
         "kimi-k3",
-        &["'call tool=", "<|open|>"],
+        &["<|open|>", "<|close|>"],
         ("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
         ("<|open|>call tool=\"", "<|close|>call<|sep|>"),
         Body::Tagged(Tags {
@@ -264,6 +273,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
             value_begin: "<|sep|>",
             value_end: "<|close|>argument<|sep|>",
             padded: false,
+            cdata: false,
             kinds: Some((" type=\"string\"", " type=\"object\"")),
         }),
     ),
@@ -279,7 +289,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
             tail: "",
         },
     ),
-    // Mistral since v11 of its tokenizer, and before.
+    // Mistral since version 11 of its tokenizer.
     &syntax(
         "mistral-args",
         &["[TOOL_CALLS]", "[ARGS]"],
@@ -287,13 +297,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
         ("[TOOL_CALLS]", ""),
         Body::Named { before: "", id: "[CALL_ID]", head_end: "[ARGS]", tail: "" },
     ),
-    &syntax(
-        "mistral",
-        &["[TOOL_CALLS]"],
-        ("[TOOL_CALLS]", ""),
-        NOTHING,
-        list("name", "arguments", "id"),
-    ),
+    &OLD_MISTRAL,
     &syntax(
         "minimax-m2",
         &["<minimax:tool_call>"],
@@ -310,7 +314,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
     ),
     &syntax(
         "hunyuan",
-        &["<arg_key:opensource>"],
+        &["<arg_key{}>", ":opensource"],
         ("<tool_calls:opensource>\n", "</tool_calls:opensource>"),
         ("<tool_call:opensource>", "</tool_call:opensource>"),
         Body::Tagged(Tags {
@@ -323,13 +327,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
         }),
     ),
     // GLM 4.5 and later, Ling 3, Laguna, Spark.
-    &syntax(
-        "glm",
-        &["<arg_key>"],
-        NOTHING,
-        ("<tool_call>", "</tool_call>"),
-        Body::Tagged(ARG_KEY),
-    ),
+    &syntax("glm", &["<arg_key>"], NOTHING, ("<tool_call>", "</tool_call>"), Body::Tagged(ARG_KEY)),
     // Qwen3-Coder, Qwen 3.5, Nemotron 3, Step 3.5.
     &syntax(
         "qwen3-coder",
@@ -343,7 +341,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
         &["<function name=", "<param name="],
         NOTHING,
         ("<function name=\"", "</function>"),
-        Body::Tagged(Tags { open: "<param name=\"", value_end: "</param>", ..INVOKE }),
+        Body::Tagged(Tags { open: "<param name=\"", value_end: "</param>", cdata: true, ..INVOKE }),
     ),
     &syntax(
         "functionary-v3.1",
@@ -456,7 +454,7 @@ pub(crate) static SYNTAXES: &[&Syntax] = &[
     ),
     &syntax(
         "gigachat3",
-        &["function call<|role_sep|>"],
+        &["function call", "<|message_sep|>"],
         ("<|message_sep|>\n\nfunction call<|role_sep|>\n", ""),
         NOTHING,
         json("name", "arguments"),

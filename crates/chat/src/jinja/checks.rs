@@ -32,7 +32,8 @@ pub(super) fn register(environment: &mut Environment<'static>) {
         });
     }
     add_test(environment, "divisibleby", |args| {
-        let (value, by) = (i128::try_from(args.first()?)?, i128::try_from(args.required(1, "num")?)?);
+        let (value, by) =
+            (i128::try_from(args.first()?)?, i128::try_from(args.required(1, "num")?)?);
         Ok(value.checked_rem(by) == Some(0))
     });
     for name in ["eq", "equalto", "=="] {

@@ -12,7 +12,16 @@ const DEPTH_MAX: usize = 100;
 
 /// Attributes that Python finds on a dictionary before the keys of the same name.
 const DICT_METHODS: [&str; 11] = [
-    "clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update",
+    "clear",
+    "copy",
+    "fromkeys",
+    "get",
+    "items",
+    "keys",
+    "pop",
+    "popitem",
+    "setdefault",
+    "update",
     "values",
 ];
 
@@ -417,7 +426,9 @@ impl<'a> Expressions<'a> {
         let negated = self.skip_name("not");
         let name = self.name()?;
         let has_argument = match self.peek() {
-            Some(Token::Name(name)) => !matches!(name.as_str(), "else" | "or" | "and" | "if" | "is"),
+            Some(Token::Name(name)) => {
+                !matches!(name.as_str(), "else" | "or" | "and" | "if" | "is")
+            }
             Some(Token::Op(op)) => matches!(*op, "[" | "{"),
             Some(_) => true,
             None => false,

@@ -38,12 +38,9 @@ pub(super) fn register(environment: &mut Environment<'static>) {
 fn texts(environment: &mut Environment<'static>) {
     add_filter(environment, "string", |args| args.first_text().map(Value::from));
     add_filter(environment, "safe", |args| args.first_text().map(Value::from));
-    for (name, method) in [
-        ("capitalize", "capitalize"),
-        ("lower", "lower"),
-        ("upper", "upper"),
-        ("trim", "strip"),
-    ] {
+    for (name, method) in
+        [("capitalize", "capitalize"), ("lower", "lower"), ("upper", "upper"), ("trim", "strip")]
+    {
         add_filter(environment, name, move |args| {
             let text = args.first_text()?;
             methods::text(args, &text, method)
@@ -209,7 +206,9 @@ fn lists(environment: &mut Environment<'static>) {
         let mut all = items(args.state, &value)?;
         all.reverse();
         match value.kind() {
-            ValueKind::String => Ok(all.iter().filter_map(Value::as_str).collect::<String>().into()),
+            ValueKind::String => {
+                Ok(all.iter().filter_map(Value::as_str).collect::<String>().into())
+            }
             _ => Ok(Value::from(all)),
         }
     });
@@ -298,10 +297,18 @@ fn path(item: &Value, path: &Value) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// The items of what is filtered; these filters take `None` for an empty list.
+fn truthy(args: &Args<'_, '_, '_>) -> Result<Vec<Value>, Error> {
+    match args.first()? {
+        value if value.is_true() => items(args.state, &value),
+        _ => Ok(Vec::new()),
+    }
+}
+
 fn map(args: &Args<'_, '_, '_>) -> Result<Value, Error> {
     let mut out = Vec::new();
     let attribute = args.get(usize::MAX, "attribute");
-    for item in items(args.state, &args.first()?)? {
+    for item in truthy(args)? {
         out.push(match &attribute {
             Some(name) => match path(&item, name)? {
                 value if value.is_undefined() => {
@@ -310,7 +317,8 @@ fn map(args: &Args<'_, '_, '_>) -> Result<Value, Error> {
                 value => value,
             },
             None => {
-                let filter = args.text(1, "filter")?.ok_or_else(|| invalid("map needs a filter"))?;
+                let filter =
+                    args.text(1, "filter")?.ok_or_else(|| invalid("map needs a filter"))?;
                 let mut passed = vec![item];
                 passed.extend(args.all_but(2));
                 args.state.apply_filter(&filter, &passed)?
@@ -325,7 +333,7 @@ fn select(args: &Args<'_, '_, '_>, wanted: bool, by_attribute: bool) -> Result<V
     let test_at = 1 + usize::from(by_attribute);
     let test = args.text(test_at, "test")?;
     let mut out = Vec::new();
-    for item in items(args.state, &args.first()?)? {
+    for item in truthy(args)? {
         let value = attribute.as_ref().map_or(Ok(item.clone()), |name| path(&item, name))?;
         let passes = match &test {
             None => value.is_true(),

@@ -15,9 +15,7 @@ const WIDTH_MAX: usize = 10_000;
 /// `format % value`: a list stands for several values.
 pub(super) fn percent(state: &State<'_, '_>, format: &str, value: &Value) -> Result<String, Error> {
     match value.kind() {
-        ValueKind::Seq => {
-            percent_values(state, format, &value.try_iter()?.collect::<Vec<_>>())
-        }
+        ValueKind::Seq => percent_values(state, format, &value.try_iter()?.collect::<Vec<_>>()),
         _ => percent_values(state, format, std::slice::from_ref(value)),
     }
 }
@@ -46,7 +44,8 @@ fn apply(
     format: &str,
     values: &[Value],
 ) -> Result<String, Error> {
-    let mut widths = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    let mut widths =
+        format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
     if format.contains('*') || !widths.all(|w| w.parse().is_ok_and(|w: usize| w <= WIDTH_MAX)) {
         return Err(invalid("a format asks for too wide a field"));
     }
@@ -58,7 +57,11 @@ fn apply(
             ValueKind::Bool | ValueKind::None | ValueKind::Seq | ValueKind::Undefined => {
                 Value::from(python::text(state, value)?)
             }
-            ValueKind::Number if !value.is_integer() && style == FormatStyle::StrFormat && format.contains("{}") => {
+            ValueKind::Number
+                if !value.is_integer()
+                    && style == FormatStyle::StrFormat
+                    && format.contains("{}") =>
+            {
                 Value::from(python::text(state, value)?)
             }
             _ => value.clone(),

@@ -107,9 +107,8 @@ impl<'a> Lexer<'a> {
 
     /// Takes `close` with its sign and the whitespace that it eats; false if it isn't next.
     fn close(&mut self, close: &str) -> bool {
-        let after = |prefix: &str| {
-            self.rest.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(close))
-        };
+        let after =
+            |prefix: &str| self.rest.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(close));
         let is_block = close != "}}";
         let rest = if let Some(rest) = after("-") {
             rest.trim_start_matches(is_space)
@@ -325,7 +324,9 @@ fn unescape(text: &str) -> String {
 }
 
 fn code(text: &str, digits: usize, radix: u32) -> Option<char> {
-    text.get(..digits).and_then(|text| u32::from_str_radix(text, radix).ok()).and_then(char::from_u32)
+    text.get(..digits)
+        .and_then(|text| u32::from_str_radix(text, radix).ok())
+        .and_then(char::from_u32)
 }
 
 #[cfg(test)]

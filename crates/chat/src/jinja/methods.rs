@@ -40,7 +40,13 @@ pub(super) fn text(args: &Args<'_, '_, '_>, text: &str, name: &str) -> Result<Va
         "title" => title(text).into(),
         "swapcase" => text
             .chars()
-            .map(|c| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() })
+            .map(|c| {
+                if c.is_uppercase() {
+                    c.to_lowercase().to_string()
+                } else {
+                    c.to_uppercase().to_string()
+                }
+            })
             .collect::<String>()
             .into(),
         "strip" => match chars(1)? {
@@ -190,7 +196,9 @@ fn rsplit(args: &Args<'_, '_, '_>, text: &str) -> Result<Vec<Value>, Error> {
             let mut rest = text.trim_end_matches(is_space);
             while !rest.is_empty() {
                 let blank = if parts.len() + 1 >= most { None } else { rest.rfind(is_space) };
-                let after = |at: usize| at + rest.get(at..).and_then(|t| t.chars().next()).map_or(0, char::len_utf8);
+                let after = |at: usize| {
+                    at + rest.get(at..).and_then(|t| t.chars().next()).map_or(0, char::len_utf8)
+                };
                 let (head, word) = rest.split_at(blank.map_or(0, after));
                 parts.push(Value::from(word));
                 rest = head.trim_end_matches(is_space);
@@ -251,9 +259,7 @@ pub(super) fn dict(args: &Args<'_, '_, '_>, map: &Value, name: &str) -> Result<V
     let keys = items(args.state, map)?;
     Ok(match name {
         "keys" => keys.into(),
-        "values" => {
-            keys.iter().map(|key| map.get_item(key)).collect::<Result<Vec<_>, _>>()?.into()
-        }
+        "values" => keys.iter().map(|key| map.get_item(key)).collect::<Result<Vec<_>, _>>()?.into(),
         "items" => {
             let pair = |key: Value| Ok(Value::from(vec![key.clone(), map.get_item(&key)?]));
             keys.into_iter().map(pair).collect::<Result<Vec<_>, Error>>()?.into()

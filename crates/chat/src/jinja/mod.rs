@@ -95,9 +95,14 @@ fn globals(environment: &mut Environment<'static>) {
     environment.add_test("none", minijinja::tests::is_none);
     environment.add_test("filter", minijinja::tests::is_filter);
     environment.add_test("test", minijinja::tests::is_test);
-    for (test, function) in
-        [("lt", "<"), ("lessthan", "<"), ("le", "<="), ("gt", ">"), ("greaterthan", ">"), ("ge", ">=")]
-    {
+    for (test, function) in [
+        ("lt", "<"),
+        ("lessthan", "<"),
+        ("le", "<="),
+        ("gt", ">"),
+        ("greaterthan", ">"),
+        ("ge", ">="),
+    ] {
         for name in [test, function] {
             let is: fn(&Value, &Value) -> bool = match function {
                 "<" => minijinja::tests::is_lt,
@@ -111,7 +116,9 @@ fn globals(environment: &mut Environment<'static>) {
     environment.add_function("range", minijinja::functions::range);
     environment.add_function("dict", minijinja::functions::dict);
     environment.add_function("namespace", minijinja::functions::namespace);
-    add_function(environment, "raise_exception", |args| Err(operators::invalid(&*args.first_text()?)));
+    add_function(environment, "raise_exception", |args| {
+        Err(operators::invalid(&*args.first_text()?))
+    });
     add_function(environment, "strftime_now", |args| {
         let now = args.state.lookup(NOW).and_then(|now| now.to_str());
         let now = now.and_then(|now| DateTime::parse_from_rfc3339(&now).ok());

@@ -94,7 +94,10 @@ fn multiply(args: &Args<'_, '_, '_>, a: &Value, b: &Value) -> Result<Value, Erro
     }
     if is_list(repeated) {
         let once = items(args.state, repeated)?;
-        work::charge(args.state, once.len().saturating_mul(times).saturating_mul(work::VALUE_BYTES))?;
+        work::charge(
+            args.state,
+            once.len().saturating_mul(times).saturating_mul(work::VALUE_BYTES),
+        )?;
         return Ok(Value::from(std::iter::repeat_n(once, times).flatten().collect::<Vec<_>>()));
     }
     arithmetic("*", a, b)
@@ -211,7 +214,9 @@ fn compare(args: &Args<'_, '_, '_>, accept: fn(Ordering) -> bool) -> Result<Valu
                 Some(a.cmp(&b))
             }
             _ => match (number(&a), number(&b)) {
-                (Some(a), Some(b)) => return Ok(Value::from(a.partial_cmp(&b).is_some_and(accept))),
+                (Some(a), Some(b)) => {
+                    return Ok(Value::from(a.partial_cmp(&b).is_some_and(accept)));
+                }
                 _ => None,
             },
         },
@@ -261,7 +266,8 @@ fn item(args: &Args<'_, '_, '_>) -> Result<Value, Error> {
         return Ok(value.get_item(&key).unwrap_or(Value::UNDEFINED));
     };
     if let Some(text) = value.as_str() {
-        let place = usize::try_from(if index < 0 { -1 - index } else { index }).unwrap_or(usize::MAX);
+        let place =
+            usize::try_from(if index < 0 { -1 - index } else { index }).unwrap_or(usize::MAX);
         let mut chars = text.chars();
         let found = if index < 0 { chars.nth_back(place) } else { chars.nth(place) };
         return Ok(found.map_or(Value::UNDEFINED, Value::from));
@@ -311,7 +317,9 @@ fn slice(args: &Args<'_, '_, '_>) -> Result<Value, Error> {
         }
     }
     match value.kind() {
-        ValueKind::String => Ok(Value::from(chosen.iter().filter_map(Value::as_str).collect::<String>())),
+        ValueKind::String => {
+            Ok(Value::from(chosen.iter().filter_map(Value::as_str).collect::<String>()))
+        }
         _ => Ok(Value::from(chosen)),
     }
 }

@@ -76,7 +76,7 @@ fn for_loop(tokens: &mut Expressions<'_>) -> Result<String, Error> {
     while !tokens.skip_name("in") {
         match tokens.next() {
             Some(Token::Name(name)) => target.push_str(name),
-            Some(Token::Op(op @ (","  | "(" | ")"))) => target.push_str(op),
+            Some(Token::Op(op @ ("," | "(" | ")"))) => target.push_str(op),
             other => return Err(syntax_error(format!("can't assign to {other:?}"))),
         }
     }

@@ -74,7 +74,9 @@ impl JsonCall {
         }
         let blank = matches!(c, ' ' | '\t' | '\n' | '\r');
         match &mut self.state {
-            State::Start | State::Key | State::Colon(_) | State::Value(_) | State::Comma if blank => {
+            State::Start | State::Key | State::Colon(_) | State::Value(_) | State::Comma
+                if blank =>
+            {
                 Step::More
             }
             State::Start if c == '{' => self.opened(),

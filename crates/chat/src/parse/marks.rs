@@ -58,6 +58,9 @@ impl Marks {
                 add(text, Action::Header);
             }
             add("<|end|>", Action::MessageEnd);
+            for text in ["<|call|>", "<|return|>"] {
+                add(text, Action::Stop);
+            }
         } else if let Some(reasoning) = parts.reasoning {
             add(reasoning.open, Action::Think);
             add(reasoning.close, Action::Answer);

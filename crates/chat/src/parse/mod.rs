@@ -13,6 +13,8 @@ mod named;
 mod python;
 mod scan;
 mod tagged;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -24,7 +26,7 @@ use named::{NamedCall, NamedMarks};
 use python::PythonCall;
 use tagged::TaggedCall;
 
-use crate::format::{Body, HARMONY, Parts, Syntax};
+use crate::format::{Body, HARMONY, OLD_MISTRAL, Parts, Syntax};
 use crate::id;
 use crate::message::Tool;
 
@@ -149,9 +151,8 @@ impl Parser {
             }
             return;
         }
-        self.in_reasoning = parts
-            .reasoning
-            .is_some_and(|marks| prompt.trim_end().ends_with(marks.open.trim_end()));
+        self.in_reasoning =
+            parts.reasoning.is_some_and(|marks| prompt.trim_end().ends_with(marks.open.trim_end()));
         let named = parts.calls.iter().copied().find(|syntax| !syntax.content_name.is_empty());
         if let Some(syntax) = named.filter(|syntax| prompt.ends_with(syntax.call.0)) {
             self.begin_call(Group::new(syntax, String::new()), None);
@@ -172,12 +173,9 @@ impl Parser {
             self.run(true);
             match std::mem::replace(&mut self.state, State::Text) {
                 State::Text => break,
-                State::Header(header) => {
-                    // A header that was never ended, or no header at all.
-                    if !header.contains("<|") && !header.starts_with("assistant") {
-                        self.say(&header);
-                    }
-                }
+                // One that was never ended, or none at all.
+                State::Header(header) if header.contains("<|") => {}
+                State::Header(header) => self.say(header.trim_start_matches("assistant")),
                 State::Group(group) if group.complete > 0 => self.after_call(group.raw),
                 State::Group(group) => self.reject(group),
                 State::Call(mut group, mut call) => match call.finish() {
@@ -263,10 +261,12 @@ impl Parser {
             }
             Action::Drop => {}
             Action::Stop => {
-                // Blanks before it are the answer's.
-                if !self.drops_blanks {
-                    let blanks = std::mem::take(&mut self.blanks);
-                    self.give(blanks);
+                let blanks = std::mem::take(&mut self.blanks);
+                match self.stops.is_empty() {
+                    // Those before it are the answer's.
+                    true if !self.drops_blanks => self.give(blanks),
+                    true => {}
+                    false => self.stops.push_str(&blanks),
                 }
                 self.stops.push_str(&mark);
             }
@@ -286,13 +286,16 @@ impl Parser {
             self.blanks.push_str(text);
             return;
         }
-        let begun = if self.drops_blanks { said.trim_start() } else { said };
-        let blanks = if self.drops_blanks { String::new() } else { std::mem::take(&mut self.blanks) };
+        let blanks = std::mem::take(&mut self.blanks);
         let stops = std::mem::take(&mut self.stops);
+        let (blanks, said) = match self.drops_blanks && stops.is_empty() {
+            true => ("", said.trim_start()),
+            false => (blanks.as_str(), said),
+        };
         self.drops_blanks = false;
         self.is_fresh = self.is_fresh && self.in_reasoning;
-        self.give([&blanks, &stops, begun].concat());
-        self.blanks = text.get(said.len()..).unwrap_or_default().to_owned();
+        self.give([&stops, blanks, said].concat());
+        self.blanks = text.get(text.trim_end().len()..).unwrap_or_default().to_owned();
     }
 
     fn give(&mut self, text: String) {
@@ -337,7 +340,7 @@ impl Parser {
             return String::new();
         }
         if header.len() > HEADER_BYTES_MAX {
-            self.say(&header);
+            self.say(header.trim_start_matches("assistant"));
             return String::new();
         }
         self.state = State::Header(header);
@@ -434,6 +437,10 @@ impl Parser {
 
     /// One more character of a call. Returns what has to be read again.
     fn within(&mut self, mut group: Group, mut call: Box<Call>, c: char) -> String {
+        // No name begins like that: it is the list of a model's older versions.
+        if c == '[' && group.raw == OLD_MISTRAL.group.0 {
+            return self.between(Group::new(&OLD_MISTRAL, group.raw), c);
+        }
         group.raw.push(c);
         let mut events = Vec::new();
         let step = call.feed(c, &mut events);
@@ -516,7 +523,8 @@ impl Parser {
     /// What looked like a call is none: its first mark is content, the rest is read again.
     fn reject(&mut self, group: Group) {
         let mut raw = group.raw;
-        let first = raw.chars().take_while(|c| c.is_whitespace()).map(char::len_utf8).sum::<usize>();
+        let first =
+            raw.chars().take_while(|c| c.is_whitespace()).map(char::len_utf8).sum::<usize>();
         let next = raw.get(first..).and_then(|rest| rest.chars().next()).map_or(0, char::len_utf8);
         let rest = raw.split_off(first + next);
         self.say(&raw);

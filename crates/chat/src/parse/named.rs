@@ -1,7 +1,6 @@
 //! A call as a name, and arguments as a JSON object.
 
 use super::call::{Event, NAME_BYTES_MAX, Step, Until, is_name};
-use super::json_call::JsonCall;
 use super::scan::{Scan, Scanner};
 
 /// The marks of such a syntax.
@@ -20,8 +19,6 @@ pub(super) struct NamedMarks {
 #[derive(Debug, Clone)]
 enum State {
     Head(Until),
-    /// An object with name and arguments after all, as older models of a family write.
-    Json(JsonCall),
     /// Before `{`.
     Arguments,
     Passing(Scanner),
@@ -50,13 +47,7 @@ impl NamedCall {
     pub(super) fn feed(&mut self, c: char, out: &mut Vec<Event>) -> Step {
         match &mut self.state {
             State::Head(until) => {
-                if c == '{' && until.text().trim().is_empty() {
-                    let mut call = JsonCall::new(false);
-                    let step = call.feed(c, out);
-                    self.state = State::Json(call);
-                    return step;
-                }
-                let head = until.feed(c, self.marks.head_end.trim_end());
+                let head = until.feed(c, self.marks.head_end);
                 match head {
                     Some(head) => self.head(&head, out),
                     None if until.text().len() > NAME_BYTES_MAX + self.marks.head_end.len() => {
@@ -65,7 +56,6 @@ impl NamedCall {
                     None => Step::More,
                 }
             }
-            State::Json(call) => call.feed(c, out),
             State::Arguments if c.is_whitespace() => Step::More,
             State::Arguments if c == '{' => {
                 let mut scanner = Scanner::new();

@@ -33,10 +33,17 @@ enum Expect {
 enum Inside {
     Nothing,
     /// A text; `is_key` if a colon follows.
-    Text { is_key: bool },
-    Escape { is_key: bool },
+    Text {
+        is_key: bool,
+    },
+    Escape {
+        is_key: bool,
+    },
     /// Digits of `\u` that are to come.
-    Unicode { is_key: bool, left: u8 },
+    Unicode {
+        is_key: bool,
+        left: u8,
+    },
     /// A number or word so far.
     Word(String),
 }
@@ -70,7 +77,9 @@ impl Scanner {
             Inside::Escape { is_key } => {
                 let is_key = *is_key;
                 match c {
-                    '"' | '\\' | '/' | 'b' | 'f' | 'n' | 'r' | 't' => self.go(Inside::Text { is_key }),
+                    '"' | '\\' | '/' | 'b' | 'f' | 'n' | 'r' | 't' => {
+                        self.go(Inside::Text { is_key })
+                    }
                     'u' => self.go(Inside::Unicode { is_key, left: 4 }),
                     _ => Scan::Bad,
                 }
@@ -182,7 +191,9 @@ mod tests {
             assert_eq!(scan(&format!("{text} x")), Some(text.len()), "{text}");
         }
         assert_eq!(scan("12,"), Some(2));
-        for text in ["{a", "{,", "[1 2]", "[1}", "\"\\x\"", "{\"a\" 1}", "nul ", "01 ", "{\"a\":}", ","] {
+        for text in
+            ["{a", "{,", "[1 2]", "[1}", "\"\\x\"", "{\"a\" 1}", "nul ", "01 ", "{\"a\":}", ","]
+        {
             assert_eq!(scan(text), None, "{text}");
         }
     }

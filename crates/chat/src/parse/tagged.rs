@@ -72,7 +72,9 @@ impl TaggedCall {
                     until.feed(c, "\0");
                     return if too_long { Step::Failed } else { Step::More };
                 };
-                let name = text.strip_suffix(mark).unwrap_or_default().trim().to_owned();
+                // Attributes may follow the name.
+                let name = text.strip_suffix(mark).and_then(|name| name.split('"').next());
+                let name = name.unwrap_or_default().trim().to_owned();
                 if name.is_empty() && mark.trim().is_empty() {
                     until.feed(c, "\0");
                     return Step::More;
@@ -175,11 +177,12 @@ impl TaggedCall {
     fn value_begins(&mut self, kind: Kind, out: &mut Vec<Event>) -> Step {
         let comma = if self.arguments == 0 { "{" } else { ", " };
         self.arguments += 1;
-        let quote = if kind == Kind::Text { "\"" } else { "" };
+        let passes = kind == Kind::Text && !self.tags.cdata;
+        let quote = if passes { "\"" } else { "" };
         out.push(Event::Arguments(format!("{comma}{}: {quote}", Value::from(&*self.key))));
-        self.state = match kind {
-            Kind::Text => State::Text(Until::default(), false),
-            kind => State::Value(Until::default(), kind),
+        self.state = match passes {
+            true => State::Text(Until::default(), false),
+            false => State::Value(Until::default(), kind),
         };
         Step::More
     }
@@ -208,6 +211,13 @@ impl TaggedCall {
         let line = if self.tags.padded { "\n" } else { "" };
         let text = text.strip_prefix(line).unwrap_or(text);
         let text = text.strip_suffix(line).unwrap_or(text);
+        let quoted = text.strip_prefix("<![CDATA[").and_then(|text| text.strip_suffix("]]>"));
+        if let Some(text) = quoted.filter(|_| self.tags.cdata) {
+            return Value::from(text);
+        }
+        if kind == Kind::Text {
+            return Value::from(text);
+        }
         let parsed = literal::parse(text.trim());
         let fits = |value: &Value| {
             let types = self.schema().map(types).unwrap_or_default();
@@ -229,11 +239,15 @@ fn types(schema: &Value) -> Vec<String> {
     }
     for key in ["anyOf", "oneOf"] {
         let choices = schema.get(key).and_then(Value::as_array);
-        found.extend(choices.into_iter().flatten().flat_map(|choice| {
-            choice.get("type").and_then(Value::as_str).map(str::to_owned)
-        }));
+        found.extend(
+            choices
+                .into_iter()
+                .flatten()
+                .flat_map(|choice| choice.get("type").and_then(Value::as_str).map(str::to_owned)),
+        );
     }
-    if let (true, Some(choices)) = (found.is_empty(), schema.get("enum").and_then(Value::as_array)) {
+    if let (true, Some(choices)) = (found.is_empty(), schema.get("enum").and_then(Value::as_array))
+    {
         found.extend(choices.iter().map(|choice| type_of(choice).to_owned()));
     }
     found.dedup();

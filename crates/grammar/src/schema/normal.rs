@@ -14,7 +14,7 @@ use crate::schema::multiple::CommonMultiple;
 use crate::schema::{over, reference};
 
 /// Keywords that say what a text must be, and can't be enforced while it is written.
-const NOT_ENFORCED: [&str; 18] = [
+const NOT_ENFORCED: [&str; 16] = [
     "$dynamicRef",
     "$recursiveRef",
     "contains",
@@ -31,8 +31,6 @@ const NOT_ENFORCED: [&str; 18] = [
     "unevaluatedItems",
     "unevaluatedProperties",
     "uniqueItems",
-    "contentSchema",
-    "$vocabulary",
 ];
 
 /// Keywords whose values are numbers, texts and lists of texts.

@@ -57,6 +57,7 @@ pub struct Embedded {
 /// When the model is not there, an input is empty or too long, or too many wait.
 pub async fn embed(app: &Shared, ask: EmbedAsk) -> Result<Embedded, ApiError> {
     let begin = Instant::now();
+    let _counted = app.metrics.begin_answering();
     let lease = app.models.load(&ask.model, ask.keep_alive, ask.num_ctx).await?;
     let load_time = if lease.was_loaded_for_this() { begin.elapsed() } else { Duration::ZERO };
     let (dimensions, most) = (ask.dimensions, lease.runner().facts().embedding_length);
@@ -66,7 +67,7 @@ pub async fn embed(app: &Shared, ask: EmbedAsk) -> Result<Embedded, ApiError> {
     }
     let (sender, answer) = oneshot::channel();
     // The ticket is held until the answer is there: whoever goes away earlier cancels.
-    let (_lease, _ticket, prompt_tokens) = blocking(move || {
+    let (lease, _ticket, prompt_tokens) = blocking(move || {
         let runner = lease.runner();
         let n_ctx = runner.facts().n_ctx;
         let mut inputs = Vec::with_capacity(ask.inputs.len());
@@ -83,10 +84,8 @@ pub async fn embed(app: &Shared, ask: EmbedAsk) -> Result<Embedded, ApiError> {
                 return Err(ApiError::bad_field("input", message));
             }
             if tokens.len() > n_ctx && !ask.truncate {
-                let message = format!(
-                    "an input has {} tokens, but the context holds {n_ctx}",
-                    tokens.len()
-                );
+                let message =
+                    format!("an input has {} tokens, but the context holds {n_ctx}", tokens.len());
                 return Err(ApiError::new(ErrorKind::ContextLength, message));
             }
             tokens.truncate(n_ctx);
@@ -105,6 +104,7 @@ pub async fn embed(app: &Shared, ask: EmbedAsk) -> Result<Embedded, ApiError> {
     if let Some(n) = dimensions {
         vectors.iter_mut().for_each(|vector| shorten(vector, n));
     }
+    app.metrics.embedded(&lease.entry().name, prompt_tokens);
     Ok(Embedded { vectors, prompt_tokens, load_time, total_time: begin.elapsed() })
 }
 

@@ -92,9 +92,10 @@ fn chat(lease: &Lease, ask: &Ask, conversation: &Conversation) -> Result<Prompt,
     }
     if !settings.messages.is_empty() {
         let at = usize::from(conversation.messages.first().is_some_and(|m| m.role == "system"));
-        let before = settings.messages.iter().map(|(role, text)| {
-            hypura_chat::Message::new(role, text.clone())
-        });
+        let before = settings
+            .messages
+            .iter()
+            .map(|(role, text)| hypura_chat::Message::new(role, text.clone()));
         conversation.messages.splice(at..at, before);
     }
     let tools = choose_tools(&conversation.tools, &ask.tool_choice)?;

@@ -19,6 +19,7 @@ use super::{Ask, Event, Finish, Summary, TokenLogprob};
 use crate::app::Shared;
 use crate::error::{ApiError, ErrorKind};
 use crate::models::Lease;
+use crate::ops::Counted;
 
 /// Asks a model. Returns when the model is loaded and the request has its turn; what is wrong with it
 /// is known by then, as far as it can be.
@@ -27,6 +28,7 @@ use crate::models::Lease;
 /// When the model is not there or can't be loaded, the request makes no sense, or too many wait.
 pub async fn ask(app: &Shared, ask: Ask) -> Result<Answer, ApiError> {
     let begin = Instant::now();
+    let waiting = app.metrics.begin_waiting();
     let lease = app.models.load(&ask.model, ask.keep_alive, ask.num_ctx).await?;
     if !lease.runner().facts().generates {
         let message = format!("{:?} does not support generate", ask.model);
@@ -62,8 +64,11 @@ pub async fn ask(app: &Shared, ask: Ask) -> Result<Answer, ApiError> {
         raw_bytes: 0,
         reasoning_bytes: 0,
         is_over: false,
+        is_ended: false,
+        counted: waiting,
     };
     answer.wait_for_turn().await?;
+    answer.counted = app.metrics.begin_answering();
     Ok(answer)
 }
 
@@ -108,6 +113,18 @@ pub struct Answer {
     raw_bytes: usize,
     reasoning_bytes: usize,
     is_over: bool,
+    /// Whether its end is counted.
+    is_ended: bool,
+    /// As waiting, then as being answered.
+    counted: Counted,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            self.app.metrics.answer_broke_off(&self.lease.entry().name);
+        }
+    }
 }
 
 impl Answer {
@@ -227,7 +244,8 @@ impl Answer {
         }
         let summary = self.summary(&generated);
         self.remember(&generated);
-        self.app.metrics.answer_ended(&summary);
+        self.app.metrics.answer_ended(&self.lease.entry().name, &summary);
+        self.is_ended = true;
         self.ready.push_back(Event::Done(Box::new(summary)));
         self.is_over = true;
         self.ticket = None;
@@ -269,8 +287,7 @@ impl Answer {
     fn remember(&mut self, generated: &Generated) {
         let Some(text) = self.text.take() else { return };
         // A stop text is in the tokens and not in the answer.
-        let is_whole =
-            generated.is_exact && !matches!(generated.finish, EngineFinish::Stop(_));
+        let is_whole = generated.is_exact && !matches!(generated.finish, EngineFinish::Stop(_));
         let answer = is_whole.then_some((generated.text.as_str(), generated.tokens.as_slice()));
         let prompt = (text, std::mem::take(&mut self.prompt));
         prompt::remember(self.lease.memory(), &self.lease, &self.tenant, prompt, answer);

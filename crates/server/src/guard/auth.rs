@@ -16,7 +16,7 @@ use crate::error::{ApiError, ErrorKind};
 use crate::http::{Caller, error_response};
 
 /// Routes that need no key: whether the server is there, and the page's files.
-const OPEN: &[&str] = &["/", "/health", "/ui", "/ui/", "/ui/{*file}"];
+pub(crate) const OPEN: &[&str] = &["/", "/health", "/ui", "/ui/", "/ui/{*file}"];
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// What keys are hashed with (BLAKE3's derivation of keys), so that the digests are of no use

@@ -33,6 +33,9 @@ use crate::error::{ApiError, ErrorKind};
 use crate::http::error_response;
 use crate::ops::access;
 
+#[cfg(test)]
+pub(crate) use auth::OPEN;
+
 /// Puts all guards in front of `routes`.
 pub(crate) fn wrap(routes: Router<Shared>, app: &Shared) -> Router<Shared> {
     let config = &app.config;

@@ -11,8 +11,8 @@ use hypura_engine::{
 };
 use hypura_hub::Entry;
 
-use super::runner::{Facts, Loader, Needs, Runner, Tiers, Want};
 use super::ModelError;
+use super::runner::{Facts, Loader, Needs, Runner, Tiers, Want};
 
 /// Loads models with the engine.
 pub struct EngineLoader {
@@ -65,8 +65,7 @@ impl Loader for EngineLoader {
         let template = template(&engine, source, entry)?;
         let cold = options.kv.as_ref().filter(|kv| kv.cold_dir.is_some());
         let kv_cold_bytes_max = cold.map_or(0, |kv| kv.cold_bytes_max);
-        let facts =
-            facts(&engine, &summary, template, has_memory, load_time, kv_cold_bytes_max);
+        let facts = facts(&engine, &summary, template, has_memory, load_time, kv_cold_bytes_max);
         Ok(Arc::new(EngineRunner { engine, facts }))
     }
 }

@@ -113,12 +113,7 @@ impl Lease {
         was_loaded: bool,
     ) -> Lease {
         loaded.active.fetch_add(1, Ordering::AcqRel);
-        Lease {
-            loaded: Arc::clone(loaded),
-            models: Arc::clone(models),
-            keep_alive,
-            was_loaded,
-        }
+        Lease { loaded: Arc::clone(loaded), models: Arc::clone(models), keep_alive, was_loaded }
     }
 
     /// The model.

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 pub use engine::EngineLoader;
 pub use lease::Lease;
-pub use runner::{Facts, Loader, Needs, Runner, Want};
+pub use runner::{Facts, Loader, Needs, Runner, Tiers, Want};
 pub use settings::Settings;
 
 use crate::answer::{KeepAlive, Memory};

@@ -32,7 +32,8 @@ impl Turn {
         self.drop_older(&entry).await?;
         let needs = {
             let (models, entry, want) = (Arc::clone(&self.models), entry.clone(), want.clone());
-            blocking(move || models.loader.needs(&entry, &want).map_err(|e| load_failed(&e))).await?
+            blocking(move || models.loader.needs(&entry, &want).map_err(|e| load_failed(&e)))
+                .await?
         };
         let memory_bytes = self.make_room(&needs).await?;
         self.models.state().is_making_room = false;
@@ -83,11 +84,7 @@ impl Turn {
 
     /// Unloads the model that was used longest ago of those that `which` names, or all of them; waits
     /// until it is idle.
-    async fn drop_idle(
-        &self,
-        which: impl Fn(&Loaded) -> bool,
-        all: bool,
-    ) -> Result<(), ApiError> {
+    async fn drop_idle(&self, which: impl Fn(&Loaded) -> bool, all: bool) -> Result<(), ApiError> {
         loop {
             let changed = self.models.changed.notified();
             tokio::pin!(changed);

@@ -20,7 +20,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
 
-use super::metrics::Counted;
+use super::Counted;
 use crate::app::Shared;
 use crate::http::{Api, Peer};
 
@@ -71,7 +71,7 @@ pub(crate) async fn guard(State(app): State<Shared>, request: Request, next: Nex
     let path = request.uri().path();
     let notes = Arc::new(Notes { api: Api::of(path), noted: Mutex::default() });
     let mut record = Record {
-        in_flight: app.metrics.request_begins(),
+        _in_flight: app.metrics.request_begins(),
         app,
         id: id.clone(),
         method: request.method().clone(),
@@ -113,7 +113,7 @@ fn protect(headers: &mut HeaderMap, id: &str) {
 /// A request, until its end is logged: when this is dropped.
 struct Record {
     app: Shared,
-    in_flight: Counted,
+    _in_flight: Counted,
     id: String,
     method: Method,
     path: String,

@@ -14,11 +14,6 @@ use crate::app::Shared;
 pub(crate) use metrics::show as show_metrics;
 pub(crate) use metrics::{Counted, Metrics};
 
-impl Metrics {
-    /// An answer ended.
-    pub(crate) fn answer_ended(&self, _summary: &crate::answer::Summary) {}
-}
-
 pub(crate) fn routes() -> Router<Shared> {
     Router::new()
         .route("/health", get(health::health))

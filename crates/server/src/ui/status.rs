@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::rates::Rate;
 use crate::app::{App, Shared};
-use crate::models::LoadedModel;
+use crate::models::{self, LoadedModel};
 
 /// The server, as the page shows it.
 #[derive(Serialize)]
@@ -54,9 +54,15 @@ struct Model {
     sequences: Vec<Sequence>,
 }
 
-/// Where its bytes are.
+/// Where its bytes are: as planned, and attention state as it is.
 #[derive(Serialize)]
 struct Tiers {
+    ram_weights_bytes: u64,
+    ram_slots_bytes: u64,
+    ram_kv_bytes: u64,
+    ram_buffers_bytes: u64,
+    drive_weights_bytes: u64,
+    kv_cold_bytes_max: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_hot_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,7 +88,7 @@ struct Totals {
 struct Experts {
     layers: usize,
     experts: usize,
-    uses: Vec<Vec<f32>>,
+    uses: Vec<Vec<u64>>,
     /// For each layer one bit per expert, see [`bits`].
     resident: Vec<String>,
 }
@@ -128,10 +134,7 @@ impl Model {
             expires_at: model.expires_at,
             model_bytes: facts.weight_bytes,
             memory_bytes: model.memory_bytes,
-            tiers: Tiers {
-                kv_hot_bytes: status.kv.as_ref().map(|kv| kv.hot_bytes),
-                kv_cold_bytes: status.kv.as_ref().map(|kv| kv.cold_bytes),
-            },
+            tiers: Tiers::of(&facts.tiers, &status),
             stream: Stream {
                 lookups: status.stream.unit_lookups,
                 hits: status.stream.unit_hits,
@@ -145,7 +148,22 @@ impl Model {
                 generated_tokens: status.totals.generated_tokens,
             },
             sequences: sequences(name, &status),
-            experts: status.experts.map(Experts::of),
+            experts: status.experts.as_deref().map(Experts::of),
+        }
+    }
+}
+
+impl Tiers {
+    fn of(planned: &models::Tiers, status: &EngineStatus) -> Tiers {
+        Tiers {
+            ram_weights_bytes: planned.ram_weights_bytes,
+            ram_slots_bytes: planned.ram_slots_bytes,
+            ram_kv_bytes: planned.ram_kv_bytes,
+            ram_buffers_bytes: planned.ram_buffers_bytes,
+            drive_weights_bytes: planned.drive_weights_bytes,
+            kv_cold_bytes_max: planned.kv_cold_bytes_max,
+            kv_hot_bytes: status.kv.as_ref().map(|kv| kv.hot_bytes),
+            kv_cold_bytes: status.kv.as_ref().map(|kv| kv.cold_bytes),
         }
     }
 }
@@ -161,12 +179,12 @@ fn sequences(model: &str, status: &EngineStatus) -> Vec<Sequence> {
 }
 
 impl Experts {
-    fn of(map: ExpertMap) -> Experts {
+    fn of(map: &ExpertMap) -> Experts {
         Experts {
             layers: map.uses.len(),
             experts: map.uses.iter().map(Vec::len).max().unwrap_or_default(),
             resident: map.resident.iter().map(|layer| bits(layer)).collect(),
-            uses: map.uses,
+            uses: map.uses.clone(),
         }
     }
 }
@@ -198,10 +216,10 @@ mod tests {
     #[test]
     fn layers_may_have_different_numbers_of_experts() {
         let map = ExpertMap {
-            uses: vec![vec![1.0, 2.0], vec![3.0]],
+            uses: vec![vec![1, 2], vec![3]],
             resident: vec![vec![true, true], vec![false]],
         };
-        let experts = Experts::of(map);
+        let experts = Experts::of(&map);
         assert_eq!((experts.layers, experts.experts), (2, 2));
         assert_eq!(experts.resident, ["03", "00"]);
     }

@@ -11,8 +11,8 @@ use http_body_util::BodyExt;
 use hypura_chat::ChatTemplate;
 use hypura_engine::llama::Token;
 use hypura_engine::{
-    EmbedReply, EngineStatus, Finish, GenerateError, GenerateRequest, Generated, Happening, Refused,
-    Sink, Ticket, TokenChoice, Update,
+    EmbedReply, EngineStatus, Finish, GenerateError, GenerateRequest, Generated, Happening,
+    Refused, Sink, Ticket, TokenChoice, Update,
 };
 use hypura_hub::{Entry, Stores};
 use hypura_server::answer::KeepAlive;

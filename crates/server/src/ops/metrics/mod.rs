@@ -33,7 +33,6 @@ pub(crate) struct Metrics {
     /// By API.
     durations: Mutex<BTreeMap<Api, Histogram>>,
     answers: Mutex<Answers>,
-    loads: Mutex<Loads>,
 }
 
 /// What was asked of models, those that are no longer loaded included.
@@ -47,16 +46,10 @@ struct Answers {
     ttft: Histogram,
     queue: Histogram,
     prompt: Histogram,
+    /// Loading the model, for the requests that it was loaded for.
+    load: Histogram,
     /// Seconds per token after the first.
     token: Histogram,
-}
-
-/// What was loaded.
-#[derive(Debug, Clone)]
-struct Loads {
-    done: Histogram,
-    failed: u64,
-    unloaded: u64,
 }
 
 impl Default for Metrics {
@@ -80,9 +73,9 @@ impl Default for Metrics {
                 ttft: Histogram::seconds(),
                 queue: Histogram::seconds(),
                 prompt: Histogram::seconds(),
+                load: Histogram::seconds(),
                 token: Histogram::token_seconds(),
             }),
-            loads: Mutex::new(Loads { done: Histogram::seconds(), failed: 0, unloaded: 0 }),
         }
     }
 }
@@ -176,8 +169,8 @@ impl Metrics {
         answers.ended.values().sum::<u64>() + answers.embeddings
     }
 
-    /// An answer has ended, however. Where it is called inside a request, the access log gets the
-    /// model and the tokens as well.
+    /// An answer has ended. Where it is called inside a request, the access log gets the model and
+    /// the tokens as well.
     pub(crate) fn answer_ended(&self, model: &str, summary: &Summary) {
         access::note(|noted| {
             noted.model = Some(model.to_owned());
@@ -191,6 +184,9 @@ impl Metrics {
         answers.generated_tokens += summary.generated_tokens as u64;
         answers.queue.add(summary.queue_time);
         answers.prompt.add(summary.prompt_time);
+        if !summary.load_time.is_zero() {
+            answers.load.add(summary.load_time);
+        }
         if summary.generated_tokens > 0 {
             answers.ttft.add(summary.ttft);
         }
@@ -198,6 +194,12 @@ impl Metrics {
         if let Ok(after_first @ 1..) = u32::try_from(after_first) {
             answers.token.add(summary.decode_time / after_first);
         }
+    }
+
+    /// An answer has ended before its end: an error, or nobody waits for it any more.
+    pub(crate) fn answer_broke_off(&self, model: &str) {
+        access::note(|noted| noted.model = Some(model.to_owned()));
+        *lock(&self.answers).ended.entry("broke_off").or_default() += 1;
     }
 
     /// Embeddings were computed.
@@ -209,21 +211,6 @@ impl Metrics {
         let mut answers = lock(&self.answers);
         answers.embeddings += 1;
         answers.prompt_tokens += prompt_tokens as u64;
-    }
-
-    /// A model was loaded.
-    pub(crate) fn model_loaded(&self, took: Duration) {
-        lock(&self.loads).done.add(took);
-    }
-
-    /// A model could not be loaded.
-    pub(crate) fn load_failed(&self) {
-        lock(&self.loads).failed += 1;
-    }
-
-    /// A model was unloaded.
-    pub(crate) fn model_unloaded(&self) {
-        lock(&self.loads).unloaded += 1;
     }
 }
 

@@ -24,7 +24,6 @@ fn all(app: &App) -> String {
     process(app, &mut text);
     requests(&app.metrics, &mut text);
     answers(&app.metrics, &mut text);
-    loads(&app.metrics, &mut text);
     models(&app.models.loaded(), &mut text);
     text.finish()
 }
@@ -91,18 +90,10 @@ fn answers(metrics: &Metrics, text: &mut Text) {
         .distribution(&[], &answers.queue);
     text.histogram("hypura_prompt_seconds", "Time to read a prompt.")
         .distribution(&[], &answers.prompt);
+    text.histogram("hypura_model_load_seconds", "Time to load a model that a request asked for.")
+        .distribution(&[], &answers.load);
     text.histogram("hypura_token_seconds", "Time per token after the first, answer by answer.")
         .distribution(&[], &answers.token);
-}
-
-fn loads(metrics: &Metrics, text: &mut Text) {
-    let loads = lock(&metrics.loads).clone();
-    text.histogram("hypura_model_load_seconds", "Time to load a model.")
-        .distribution(&[], &loads.done);
-    text.counter("hypura_model_load_failures_total", "Models that could not be loaded.")
-        .value(&[], loads.failed);
-    text.counter("hypura_model_unloads_total", "Models that were unloaded.")
-        .value(&[], loads.unloaded);
 }
 
 /// What each loaded model says of itself. Its counters begin anew when it is loaded anew.

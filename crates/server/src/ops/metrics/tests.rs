@@ -60,8 +60,9 @@ fn answers_add_up() {
     metrics.answer_ended("m", &summary(Finish::Stop, 11));
     metrics.answer_ended("m", &summary(Finish::StopText("x".to_owned()), 1));
     metrics.answer_ended("m", &summary(Finish::Cancelled, 0));
+    metrics.answer_broke_off("m");
     metrics.embedded("m", 5);
-    assert_eq!(metrics.answered(), 4);
+    assert_eq!(metrics.answered(), 5);
     let answers = lock(&metrics.answers);
     assert_eq!(answers.prompt_tokens, 35);
     assert_eq!(answers.reused_tokens, 12);
@@ -69,7 +70,8 @@ fn answers_add_up() {
     // An answer without a token has no first one, and one token has none after it.
     assert_eq!(answers.ttft.count(), 2);
     assert_eq!(answers.token.count(), 1);
-    assert_eq!(answers.ended.len(), 3);
+    assert_eq!(answers.load.count(), 0);
+    assert_eq!(answers.ended.len(), 4);
 }
 
 #[test]

@@ -1,0 +1,35 @@
+//! An application without models, for tests of what is around them.
+
+use std::sync::Arc;
+
+use hypura_hub::{Entry, Stores};
+
+use crate::answer::KeepAlive;
+use crate::app::{App, Shared};
+use crate::config::Config;
+use crate::models::{Loader, ModelError, Models, Needs, Runner, Want};
+
+/// An application that has no models.
+pub(crate) fn app(config: Config) -> Shared {
+    let models = Models::new(Stores::default(), Arc::new(LoadsNothing), KeepAlive::Forever, None);
+    App::new(config, models)
+}
+
+/// Loads nothing.
+struct LoadsNothing;
+
+impl Loader for LoadsNothing {
+    fn needs(&self, entry: &Entry, _want: &Want) -> Result<Needs, ModelError> {
+        Err(ModelError::Other(format!("{} is not for loading", entry.name)))
+    }
+
+    fn load(
+        &self,
+        entry: &Entry,
+        _want: &Want,
+        _memory_bytes: Option<u64>,
+        _progress: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<Arc<dyn Runner>, ModelError> {
+        Err(ModelError::Other(format!("{} is not for loading", entry.name)))
+    }
+}
