@@ -31,7 +31,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build demo test lint fmt doc deny install clean
+.PHONY: help setup build demo test clients page lint fmt doc deny install clean
 .PHONY: lint-fmt lint-tree lint-arrows lint-clippy lint-doc
 
 help: ## Show this list
@@ -49,6 +49,13 @@ demo: build ## Run a Mixture-of-Experts model in half the memory of its weights
 
 test: setup ## Run all tests
 	$(CARGO) test $(ALL) --no-fail-fast
+
+clients: build ## Run the official Python clients against the server
+	@scripts/test-clients.sh
+
+page: build ## Check the server's page in a headless browser
+	@scripts/test-ui.sh
+	@scripts/test-page.sh
 
 lint: lint-fmt lint-tree lint-arrows lint-clippy lint-doc ## Check formatting, clippy, docs and architecture
 

@@ -77,14 +77,14 @@ def conversations():
 
 
 def remake():
+    """Writes a file per template: the text by conversation, or null where Jinja2 refuses."""
     shutil.rmtree(TESTS / "goldens", ignore_errors=True)
+    (TESTS / "goldens").mkdir()
     for path in sorted((TESTS / "templates").glob("*.jinja")):
-        folder = TESTS / "goldens" / path.stem
-        folder.mkdir(parents=True)
-        for name, names in conversations().items():
-            text, error = render(path.read_text(), names)
-            file = folder / f"{name}.{'txt' if error is None else 'error'}"
-            file.write_text(error + "\n" if text is None else text)
+        source = path.read_bytes().decode()
+        texts = {name: render(source, names)[0] for name, names in conversations().items()}
+        golden = TESTS / "goldens" / f"{path.stem}.json"
+        golden.write_text(json.dumps(texts, ensure_ascii=False, indent=1) + "\n")
 
 
 def compare(folder):
@@ -95,7 +95,7 @@ def compare(folder):
         subprocess.run(run + [str(path) for path in paths], check=True, cwd=REPOSITORY)
         for path in sorted(folder.glob("*.jinja")):
             for name, names in conversations().items():
-                text, error = render(path.read_text(), names)
+                text, error = render(path.read_bytes().decode(), names)
                 ours = pathlib.Path(out) / path.stem / f"{name}.txt"
                 refusal = ours.with_suffix(".error")
                 refused = refusal.exists()

@@ -8,7 +8,7 @@ import json
 import access
 import mock as mock_server
 
-QUESTION = "How can a model run that is larger than memory?"
+QUESTION = "Tell me a story about an old man."
 ANSWER_S_MAX = 120
 # The page is meant to be small: its files as they are embedded.
 BYTES_MAX = 82_000

@@ -10,6 +10,9 @@ pub enum ChatError {
     /// The template refuses this conversation, or runs into an error or a limit.
     #[error("the model's chat template fails: {0}; use --raw to pass the prompt as it is")]
     Render(String),
+    /// Rendering takes more work than any honest template needs.
+    #[error("the model's chat template takes too much work; use --raw to pass the prompt as it is")]
+    Work,
 }
 
 impl ChatError {
@@ -18,7 +21,10 @@ impl ChatError {
     }
 
     pub(crate) fn render(error: &minijinja::Error) -> ChatError {
-        ChatError::Render(message(error))
+        match error.kind() {
+            minijinja::ErrorKind::OutOfFuel => ChatError::Work,
+            _ => ChatError::Render(message(error)),
+        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! The small conversations that show what a template can do.
 
+use std::cell::Cell;
+
 use chrono::{DateTime, FixedOffset};
 use serde_json::{Value, json};
 
+use crate::error::ChatError;
 use crate::message::{Message, Think, Tool, ToolCall};
 use crate::shape::{Calls, Concession, Reasoning, Shape, thinking};
 use crate::template::{Capabilities, ChatTemplate};
@@ -15,7 +18,11 @@ const TOOL: &str = "qzxtool";
 /// The shape that a template wants, and what it can do.
 pub(crate) fn probe(template: &ChatTemplate, source: &str) -> (Shape, Capabilities) {
     let developer = source.contains("developer");
-    let mut probe = Probe { template, shape: Shape { developer, ..Shape::default() } };
+    let mut probe = Probe {
+        template,
+        shape: Shape { developer, ..Shape::default() },
+        exhausts: Cell::new(false),
+    };
     probe.contents();
     let system = probe.system();
     probe.alternation();
@@ -30,6 +37,8 @@ pub(crate) fn probe(template: &ChatTemplate, source: &str) -> (Shape, Capabiliti
 struct Probe<'a> {
     template: &'a ChatTemplate,
     shape: Shape,
+    /// The template takes too much work. It is not tried again: that would take it many times.
+    exhausts: Cell<bool>,
 }
 
 impl Probe<'_> {
@@ -40,12 +49,18 @@ impl Probe<'_> {
         tools: &[Tool],
         think: Option<&Think>,
     ) -> Option<String> {
+        if self.exhausts.get() {
+            return None;
+        }
         let names: Vec<(String, Value)> =
             thinking(think).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let messages =
             self.shape.messages(messages, tools, self.template.format(), Concession::ShortIds);
         let now = DateTime::<FixedOffset>::default();
-        self.template.render_shaped(&messages, self.shape.tools(tools), &names, true, now).ok()
+        let text =
+            self.template.render_shaped(&messages, self.shape.tools(tools), &names, true, now);
+        self.exhausts.set(text == Err(ChatError::Work));
+        text.ok()
     }
 
     fn shows(&self, messages: &[Message], tools: &[Tool], words: &[&str]) -> bool {

@@ -122,6 +122,7 @@ impl ChatTemplate {
             let tools = self.shape.tools(tools);
             match self.render_shaped(&messages, tools, &names, add_generation_prompt, now) {
                 Ok(text) => return Ok(text),
+                Err(ChatError::Work) => return Err(ChatError::Work),
                 Err(error) => first_error = first_error.or(Some(error)),
             }
             tried = Some(messages);

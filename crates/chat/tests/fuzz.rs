@@ -2,8 +2,8 @@
 
 use hypura_chat::{fuzz_parser, fuzz_template};
 
-const ROUNDS: u64 = 20_000;
-const TEMPLATE_ROUNDS: u64 = 3_000;
+const ROUNDS: u64 = 6_000;
+const TEMPLATE_ROUNDS: u64 = 400;
 
 const ANSWER: &[&str] = &[
     "<think>",

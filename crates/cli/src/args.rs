@@ -373,7 +373,6 @@ impl SamplingArgs {
             repeat_penalty: self.repeat_penalty,
             seed: self.seed,
             ..llama::SamplerParams::default()
-            ..llama::SamplerParams::default()
         }
     }
 }

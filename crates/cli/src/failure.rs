@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use hypura_engine::plan::PlanError;
 use hypura_engine::hub::PullError;
+use hypura_engine::plan::PlanError;
 use hypura_engine::{EstimateError, GenerateError, LoadError, OptimizeError, ResolveError, llama};
 
 use hypura_server::ServeError;

@@ -278,7 +278,12 @@ impl Engine {
             None => made.insert(vocabulary(&self.model)?).clone(),
         };
         drop(made);
-        Constraint::new(&vocabulary, rule)
+        match rule {
+            Rule::Lark(text) => {
+                Constraint::new(&vocabulary, &Rule::Lark(vocabulary.with_control_tokens(text)))
+            }
+            rule => Constraint::new(&vocabulary, rule),
+        }
     }
 
     fn send(&self, event: EngineEvent) -> Result<(), EngineGone> {

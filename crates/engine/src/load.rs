@@ -432,8 +432,7 @@ fn prepare(
     }
     let made = device.allocated().contexts_bytes;
     tracing::debug!(planned = plan.bytes.kv + plan.bytes.compute, made, "context made");
-    let fixed_bytes = own_bytes()
-        .max(before_context + device.allocated().contexts_bytes)
+    let fixed_bytes = own_bytes().max(before_context + device.allocated().contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers
         + plan.bytes.kv_tiers

@@ -16,6 +16,7 @@
 mod constraint;
 mod error;
 pub mod fuzz;
+mod lark;
 mod limits;
 mod mask;
 mod rule;
@@ -25,6 +26,7 @@ mod vocabulary;
 
 pub use constraint::Constraint;
 pub use error::ConstraintError;
+pub use lark::checked_lark;
 pub use limits::{
     CHOSEN_PROPERTIES_MAX, COMBINED_NODES_MAX, COMBINED_PATTERNS_MAX, LARK_BYTES_MAX,
     MULTIPLE_OF_MAX, PATTERN_BYTES_MAX, PATTERN_PROPERTIES_MAX, PROPERTIES_MAX,

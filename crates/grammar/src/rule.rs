@@ -16,7 +16,7 @@ pub enum Rule {
     /// `uniqueItems`, unknown formats) is ignored and named by [`crate::Constraint::ignored`].
     /// References lead to places within the schema (`#/...`).
     ///
-    /// Between two words of JSON there may be one space, or a line break and up to 64 spaces or
+    /// Between two words of JSON there may be one space, or a line break and up to 20 spaces or
     /// tabs of indentation; none before the first and after the last.
     JsonSchema(Value),
     /// Text that matches a regular expression (of Rust's `regex` crate, without look-around) from

@@ -12,6 +12,12 @@ pub enum EmbedError {
     /// There is nothing to compute.
     #[error("the input is empty; send some text")]
     Empty,
+    /// The model looks at all of a text at once.
+    #[error("this model embeds at most {tokens_max} tokens at once; shorten the input")]
+    TooLong {
+        /// So many.
+        tokens_max: usize,
+    },
     /// The computation failed.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -38,10 +44,8 @@ impl Context {
         if tokens.is_empty() {
             return Err(EmbedError::Empty);
         }
-        // SAFETY: the context is alive.
-        unsafe { sys::llama_set_embeddings(self.raw(), true) };
         let result = self.embed_tokens(seq, tokens);
-        // SAFETY: as above.
+        // SAFETY: the context is alive.
         unsafe { sys::llama_set_embeddings(self.raw(), false) };
         if self.has_memory() {
             self.forget(seq, -1, -1);
@@ -53,24 +57,20 @@ impl Context {
         // SAFETY: the context is alive.
         let pooling = unsafe { sys::llama_pooling_type(self.raw()) };
         let is_pooled = pooling != sys::LLAMA_POOLING_TYPE_NONE;
-        // Pooling is over what is computed at once, and needs an output of each token.
-        let step = if is_pooled || !self.has_memory() { tokens.len() } else { self.n_ubatch() };
+        // With embeddings on, every token of a batch has an output. Without pooling only the last
+        // one's is needed: it is computed apart. Pooling is over what is computed at once.
         let last = tokens.len() - 1;
-        let mut from = 0;
-        for chunk in tokens.chunks(step) {
-            let batch: Vec<BatchToken> = chunk
-                .iter()
-                .enumerate()
-                .map(|(i, &token)| BatchToken {
-                    token,
-                    pos: i32::try_from(from + i).unwrap_or(i32::MAX),
-                    seq,
-                    output: is_pooled || from + i == last,
-                })
-                .collect();
-            self.decode(&batch)?;
-            from += chunk.len();
+        let before = if is_pooled || !self.has_memory() { 0 } else { last };
+        for (i, chunk) in tokens[..before].chunks(self.n_ubatch()).enumerate() {
+            let from = i * self.n_ubatch();
+            self.decode(&batch(seq, from, chunk, false))?;
         }
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_set_embeddings(self.raw(), true) };
+        if tokens.len() - before > self.n_ubatch() {
+            return Err(EmbedError::TooLong { tokens_max: self.n_ubatch() });
+        }
+        self.decode(&batch(seq, before, &tokens[before..], true))?;
         // SAFETY: returns null or a row of `n_embd_out` values, valid until the next computation.
         let row = unsafe {
             let len = usize::try_from(sys::llama_model_n_embd_out(self.model().as_ptr()));
@@ -86,6 +86,12 @@ impl Context {
         };
         Ok(normalised(row))
     }
+}
+
+fn batch(seq: i32, from: usize, tokens: &[Token], output: bool) -> Vec<BatchToken> {
+    let position = |i: usize| i32::try_from(from + i).unwrap_or(i32::MAX);
+    let of = |(i, &token)| BatchToken { token, pos: position(i), seq, output };
+    tokens.iter().enumerate().map(of).collect()
 }
 
 /// Of length 1.

@@ -94,6 +94,9 @@ impl Context {
         if self.params().n_seq_max <= SCRATCH_SEQUENCES {
             return Err(StateError::OneSequence);
         }
+        if !self.has_memory() {
+            return Err(StateError::Unknown);
+        }
         let info = self.model().info();
         if !info.is_recurrent && !info.is_hybrid {
             return Ok(StateShape { fixed_bytes: 0, empty_fixed: Vec::new(), caches: 0 });

@@ -29,6 +29,8 @@ pub struct Config {
     pub manage: bool,
     /// Where models are pulled from, and how large a model or an uploaded file may be.
     pub pull: PullConfig,
+    /// Where conversations of the command line are kept, for the page to list; `None` lists none.
+    pub sessions_dir: Option<PathBuf>,
     /// How long requests that are being answered may go on after the server was asked to stop.
     pub shutdown: Duration,
     /// What one client can't exceed.
@@ -48,6 +50,7 @@ impl Default for Config {
             memory_bytes: None,
             manage: true,
             pull: PullConfig::default(),
+            sessions_dir: None,
             shutdown: Duration::from_secs(30),
             limits: Limits::default(),
         }

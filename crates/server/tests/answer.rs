@@ -70,6 +70,15 @@ async fn what_was_said_keeps_its_tokens() {
 }
 
 #[tokio::test]
+async fn what_the_assistant_began_goes_on() {
+    let served = Served::new();
+    let turns = [("user", "Hi"), ("assistant", "Once upon ")];
+    collect(ask(&served.app, question(chat(&turns))).await.unwrap()).await;
+    let expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nOnce upon ";
+    assert_eq!(served.prompt(), expected);
+}
+
+#[tokio::test]
 async fn tools_are_called_or_not() {
     let served = Served::new();
     let call = "<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": 1}}\n</tool_call>";

@@ -5,6 +5,9 @@ use serde_json::{Map, Value, json};
 use super::{Body, Syntax, Tags};
 use crate::message::Tool;
 
+/// Calls of a forced answer at most: small models don't stop by themselves.
+const CALLS_MAX: usize = 8;
+
 /// A Lark grammar of calls of these tools.
 pub(super) fn write(syntax: &Syntax, tools: &[Tool], parallel: bool) -> Option<String> {
     if tools.is_empty() || !tools.iter().all(|tool| can_be_named(&tool.name)) {
@@ -25,17 +28,19 @@ pub(super) fn write(syntax: &Syntax, tools: &[Tool], parallel: bool) -> Option<S
             sequence(&[marks(group.0), literal("["), one, literal("]"), marks(group.1)])
         }
         (true, true) => {
-            let more = format!("( {} {one} )*", literal(", "));
+            let more = format!("( {} {one} ){{0,{}}}", literal(", "), CALLS_MAX - 1);
             sequence(&[marks(group.0), literal("["), one, more, literal("]"), marks(group.1)])
         }
         (false, false) => sequence(&[marks(group.0), one, marks(group.1)]),
         (false, true) if call == ("", "") => {
             let group = sequence(&[marks(group.0), one, marks(group.1)]);
-            format!("{group} ( {} {group} )*", literal("\n"))
+            format!("{group} ( {} {group} ){{0,{}}}", literal("\n"), CALLS_MAX - 1)
         }
         // Only one call per message: the next needs a header of its own.
         (false, true) if call.1 == "<|call|>" => one,
-        (false, true) => sequence(&[marks(group.0), format!("( {one} )+"), marks(group.1)]),
+        (false, true) => {
+            sequence(&[marks(group.0), format!("( {one} ){{1,{CALLS_MAX}}}"), marks(group.1)])
+        }
     };
     // gpt-oss begins a new message behind its reasoning.
     let header = if call.1 == "<|call|>" { "( \"<|start|>\" \"assistant\" )? " } else { "" };

@@ -10,6 +10,9 @@ use minijinja::Error;
 /// How deep expressions may be nested, postfixes counted too. Nothing public comes near.
 const DEPTH_MAX: usize = 100;
 
+/// Arguments of one call; minijinja takes 2000 at most.
+const ARGUMENTS_MAX: usize = 1000;
+
 /// Attributes that Python finds on a dictionary before the keys of the same name.
 const DICT_METHODS: [&str; 11] = [
     "clear",
@@ -454,10 +457,16 @@ fn joined(terms: Vec<String>, operator: &str) -> String {
     }
 }
 
+/// `function(function(a, b, ..), z, ..)`, which is the same as one call of all terms.
 fn called(function: &str, terms: Vec<String>) -> String {
-    match <[String; 1]>::try_from(terms) {
-        Ok([term]) => term,
-        Err(terms) => format!("{function}({})", terms.join(", ")),
+    let mut terms = terms.into_iter();
+    let mut value = terms.next().unwrap_or_default();
+    loop {
+        let some: Vec<String> = terms.by_ref().take(ARGUMENTS_MAX).collect();
+        if some.is_empty() {
+            return value;
+        }
+        value = format!("{function}({value}, {})", some.join(", "));
     }
 }
 

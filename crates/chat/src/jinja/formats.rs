@@ -26,7 +26,41 @@ pub(super) fn percent_values(
     format: &str,
     values: &[Value],
 ) -> Result<String, Error> {
-    apply(state, FormatStyle::Printf, format, values)
+    let mut plain = String::with_capacity(format.len());
+    let mut written = Vec::with_capacity(values.len());
+    let mut values = values.iter();
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        let (before, directive) = rest.split_at(at);
+        let Some(end) = directive
+            .find(|c: char| c.is_ascii_alphabetic())
+            .filter(|_| !directive.starts_with("%%") && !directive.starts_with("%("))
+        else {
+            // An escaped sign, or a key, with which minijinja does the same as Python.
+            let length = directive.len().min(2);
+            plain.push_str(before);
+            plain.push_str(directive.get(..length).unwrap_or(directive));
+            rest = directive.get(length..).unwrap_or_default();
+            continue;
+        };
+        let (flags, conversion) = directive.split_at(end);
+        plain.push_str(before);
+        plain.push_str(flags);
+        rest = conversion.get(1..).unwrap_or_default();
+        let value = values.next().cloned().unwrap_or(Value::UNDEFINED);
+        match conversion.chars().next() {
+            Some('s') => written.push(Value::from(python::text(state, &value)?)),
+            Some('r' | 'a') => written.push(Value::from(python::repr(state, &value)?)),
+            _ => written.push(value),
+        }
+        plain.push_str(match conversion.chars().next() {
+            Some('r' | 'a') => "s",
+            _ => conversion.get(..1).unwrap_or_default(),
+        });
+    }
+    plain.push_str(rest);
+    written.extend(values.cloned());
+    apply(state, FormatStyle::Printf, &plain, &written)
 }
 
 /// `format.format(values)`.
@@ -35,7 +69,20 @@ pub(super) fn braces(
     format: &str,
     values: &[Value],
 ) -> Result<String, Error> {
-    apply(state, FormatStyle::StrFormat, format, values)
+    let mut written = Vec::with_capacity(values.len());
+    for value in values {
+        written.push(match value.kind() {
+            ValueKind::Bool | ValueKind::None | ValueKind::Seq | ValueKind::Undefined => {
+                Value::from(python::text(state, value)?)
+            }
+            // With a specification it must stay a number.
+            ValueKind::Number if !value.is_integer() && !format.contains(':') => {
+                Value::from(python::text(state, value)?)
+            }
+            _ => value.clone(),
+        });
+    }
+    apply(state, FormatStyle::StrFormat, format, &written)
 }
 
 fn apply(
@@ -49,27 +96,12 @@ fn apply(
     if format.contains('*') || !widths.all(|w| w.parse().is_ok_and(|w: usize| w <= WIDTH_MAX)) {
         return Err(invalid("a format asks for too wide a field"));
     }
-    // What minijinja would write in its own way is written in Python's beforehand.
-    let mut written = Vec::with_capacity(values.len());
     let mut bytes = format.len().saturating_mul(WIDTH_MAX.min(format.len()));
     for value in values {
-        written.push(match value.kind() {
-            ValueKind::Bool | ValueKind::None | ValueKind::Seq | ValueKind::Undefined => {
-                Value::from(python::text(state, value)?)
-            }
-            ValueKind::Number
-                if !value.is_integer()
-                    && style == FormatStyle::StrFormat
-                    && format.contains("{}") =>
-            {
-                Value::from(python::text(state, value)?)
-            }
-            _ => value.clone(),
-        });
         bytes = bytes.saturating_add(value.as_str().map_or(0, str::len));
     }
     work::charge(state, bytes)?;
-    let out = format_filter(style, format, &written)?;
+    let out = format_filter(style, format, values)?;
     work::charge(state, out.len())?;
     Ok(out)
 }

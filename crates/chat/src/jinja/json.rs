@@ -17,7 +17,10 @@ pub(super) fn to_json(args: &Args<'_, '_, '_>) -> Result<Value, Error> {
         Some(value) if value.is_none() => None,
         Some(value) => Some(match value.as_str() {
             Some(text) => text.to_owned(),
-            None => " ".repeat(usize::try_from(i64::try_from(value.clone())?).unwrap_or(0)),
+            None => {
+                let width = usize::try_from(i64::try_from(value)?).unwrap_or(0);
+                " ".repeat(width.min(INDENT_MAX + 1))
+            }
         }),
     };
     if indent.as_ref().is_some_and(|indent| indent.len() > INDENT_MAX) {

@@ -60,8 +60,9 @@ struct Lexer<'a> {
 impl<'a> Lexer<'a> {
     /// Reads text, and the tag behind it.
     fn piece(&mut self) -> Result<(), Error> {
-        let openings = ["{%", "{{", "{#"];
-        let Some(at) = openings.iter().filter_map(|open| self.rest.find(open)).min() else {
+        let opens =
+            |at: &usize| matches!(self.rest.as_bytes().get(at + 1), Some(b'%' | b'{' | b'#'));
+        let Some(at) = self.rest.match_indices('{').map(|(at, _)| at).find(opens) else {
             self.data(self.rest, false);
             self.rest = "";
             return Ok(());

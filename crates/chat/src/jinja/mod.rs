@@ -52,7 +52,6 @@ impl Jinja {
         }
         let mut environment = Environment::empty();
         environment.set_keep_trailing_newline(true);
-        environment.set_fuel(Some(work::FUEL));
         environment.set_recursion_limit(RECURSION_MAX);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_formatter(|out, state, value| {
@@ -77,7 +76,9 @@ impl Jinja {
         let (limit, bytes) = work::limit(input_bytes);
         let own = [(limit.to_owned(), bytes), (NOW.to_owned(), Value::from(now.to_rfc3339()))];
         let context: Value = names.into_iter().chain(own).collect();
-        let text = self.environment.get_template(NAME)?.render(context)?;
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(work::fuel(input_bytes)));
+        let text = environment.get_template(NAME)?.render(context)?;
         match text.len() <= PROMPT_BYTES_MAX {
             true => Ok(text),
             false => Err(operators::invalid("the prompt is too long")),

@@ -16,7 +16,10 @@ pub(super) fn register(environment: &mut Environment<'static>) {
     add_function(environment, "__floordiv", |args| fold(args, |_, a, b| arithmetic("//", a, b)));
     add_function(environment, "__mod", |args| fold(args, modulo));
     add_function(environment, "__pow", |args| fold(args, |_, a, b| arithmetic("**", a, b)));
-    add_function(environment, "__neg", |args| arithmetic("-", &Value::from(0), &args.first()?));
+    add_function(environment, "__neg", |args| {
+        // Not a difference from zero: that has no sign if it is zero.
+        arithmetic("*", &Value::from(-1), &args.first()?)
+    });
     add_function(environment, "__pos", |args| arithmetic("+", &Value::from(0), &args.first()?));
     add_function(environment, "__float", |args| {
         let digits = args.first_text()?;

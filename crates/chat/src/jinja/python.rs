@@ -18,6 +18,13 @@ pub(super) fn text(state: &State<'_, '_>, value: &Value) -> Result<String, Error
     Ok(out)
 }
 
+/// `repr(value)`.
+pub(super) fn repr(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
+    let mut out = String::new();
+    write(state, value, 0, &mut out)?;
+    Ok(out)
+}
+
 fn write(
     state: &State<'_, '_>,
     value: &Value,

@@ -83,14 +83,16 @@ fn row(entry: &Entry) -> serde_json::Value {
     })
 }
 
-pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
+/// Where models are fetched from, as the environment says it.
+pub(crate) fn pull_config() -> PullConfig {
     let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let default = PullConfig::default();
-    let puller = Puller::new(PullConfig {
-        endpoint: text("HF_ENDPOINT").unwrap_or_else(|| default.endpoint.clone()),
-        token: text("HF_TOKEN"),
-        ..default
-    });
+    let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| default.endpoint.clone());
+    PullConfig { endpoint, token: text("HF_TOKEN"), ..default }
+}
+
+pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
+    let puller = Puller::new(pull_config());
     let stores = home::stores(None);
     if stores.own.is_none() {
         return Err(UsageError("there is no folder for models; set HYPURA_HOME".into()).into());

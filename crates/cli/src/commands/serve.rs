@@ -17,20 +17,28 @@ use crate::{home, output};
 const KEY_FILE_BYTES_MAX: u64 = 1 << 20;
 
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let api_keys = keys(args)?;
+    let has_keys = !api_keys.is_empty();
     let config = Config {
         address: SocketAddr::new(args.host, args.port),
-        api_keys: keys(args)?,
+        api_keys,
         hosts: args.allow_host.clone(),
         origins: args.allow_origin.clone(),
         tls: args.tls(),
         keep_alive: args.keep_alive,
         memory_bytes: args.memory,
         manage: !args.read_only,
+        pull: super::library::pull_config(),
+        // Names of conversations are nobody's business who only has a key.
+        sessions_dir: home::sessions().filter(|_| !has_keys),
         shutdown: args.limits.shutdown_timeout,
         limits: args.limits.limits(),
     };
     if !args.host.is_loopback() && config.api_keys.is_empty() {
-        tracing::warn!("everybody who can reach {} may use this server; set --api-key-file", args.host);
+        tracing::warn!(
+            "everybody who can reach {} may use this server; set --api-key-file",
+            args.host
+        );
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -53,7 +61,9 @@ async fn serve(args: &ServeArgs, config: Config) -> anyhow::Result<()> {
     let server = Server::bind(Arc::clone(&app)).await?;
     let scheme = if is_tls { "https" } else { "http" };
     let address = server.local_addr();
-    output::say(format_args!("hypura: serving at {scheme}://{address}, with a page at {scheme}://{address}/ui"));
+    output::say(format_args!(
+        "hypura: serving at {scheme}://{address}, with a page at {scheme}://{address}/ui"
+    ));
     if has_keys {
         output::say(format_args!("hypura: clients have to send a key"));
     }

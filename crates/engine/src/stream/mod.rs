@@ -382,7 +382,10 @@ impl Streamer {
         self.shown_at = Some(Instant::now());
         let n_layers = u32::try_from(self.sources.layers.len()).unwrap_or(u32::MAX);
         let rows = (0..n_layers).map(|layer| {
-            table.heat(layer).map(|h| (h.routed, matches!(h.state, SlotState::Ready | SlotState::InUse))).unzip()
+            table
+                .heat(layer)
+                .map(|h| (h.routed, matches!(h.state, SlotState::Ready | SlotState::InUse)))
+                .unzip()
         });
         let (uses, resident) = rows.unzip();
         let map = Arc::new(ExpertMap { uses, resident });

@@ -15,7 +15,7 @@ use crate::error::ConstraintError;
 
 /// What may stand between two words of JSON. Bounded, or a model that is at a loss writes spaces
 /// for ever.
-const WHITESPACE: &str = r"\x20|\r?\n[\x20\t]{0,64}";
+const WHITESPACE: &str = r"\x20|\r?\n[\x20\t]{0,20}";
 
 /// Where the definitions of a prepared schema are.
 const DEFINITIONS: &str = "#/$defs/";

@@ -89,6 +89,8 @@ struct Writer<'a> {
     properties: usize,
     pattern_properties: usize,
     chooses_properties: bool,
+    /// Whether an object has no properties but those that are named, where nothing is said.
+    closes_objects: bool,
     multiple: CommonMultiple,
 }
 
@@ -105,6 +107,7 @@ impl<'a> Writer<'a> {
             properties: 0,
             pattern_properties: 0,
             chooses_properties: false,
+            closes_objects: !combines(root),
             multiple: CommonMultiple::new(),
         }
     }
@@ -125,6 +128,10 @@ impl<'a> Writer<'a> {
         let unnamed = keywords.get("required").map_or(0, |required| unnamed(required, keywords));
         self.count_properties(unnamed)?;
         one_of_as_any_of(&mut written);
+        if self.closes_objects {
+            close_object(&mut written);
+        }
+        bound_integer(&mut written);
         Ok(Value::Object(written))
     }
 
@@ -325,6 +332,43 @@ fn unnamed(required: &Value, keywords: &Map<String, Value>) -> usize {
         .filter_map(Value::as_str)
         .filter(|&name| !properties.is_some_and(|properties| properties.contains_key(name)))
         .count()
+}
+
+/// Whether several schemas are to hold together somewhere: one may not close what another adds to.
+fn combines(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => fields.iter().any(|(keyword, value)| {
+            keyword == "allOf" && value.as_array().is_some_and(|all| all.len() > 1)
+                || combines(value)
+        }),
+        Value::Array(values) => values.iter().any(combines),
+        _ => false,
+    }
+}
+
+/// An object whose properties are named has no others, where nothing is said: JSON Schema allows
+/// them, and a model would go on inventing some. llama.cpp's converter, and so Ollama, does the same.
+fn close_object(written: &mut Map<String, Value>) {
+    const SAID: [&str; 6] =
+        ["additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"];
+    if written.contains_key("properties") && !SAID.iter().any(|said| written.contains_key(*said)) {
+        written.insert("additionalProperties".to_owned(), Value::Bool(false));
+    }
+}
+
+/// An integer without bounds is one that a double holds exactly: a model would go on writing digits.
+fn bound_integer(written: &mut Map<String, Value>) {
+    const MOST: i64 = (1 << 53) - 1;
+    if written.get("type").and_then(Value::as_str) != Some("integer") {
+        return;
+    }
+    for (bound, other, most) in
+        [("minimum", "exclusiveMinimum", -MOST), ("maximum", "exclusiveMaximum", MOST)]
+    {
+        if !written.contains_key(bound) && !written.contains_key(other) {
+            written.insert(bound.to_owned(), Value::from(most));
+        }
+    }
 }
 
 /// `oneOf` is enforced as `anyOf`: `llguidance` would do the same, after comparing each option with

@@ -7,7 +7,7 @@ use chrono::Local;
 use hypura_chat::{Conversation, Parser, Tool};
 use hypura_engine::llama::{SamplerParams, Token};
 use hypura_engine::{Constrained, GenerateRequest};
-use hypura_grammar::Rule;
+use hypura_grammar::{Rule, checked_lark};
 
 use super::{Ask, Input, Memory, Overflow, Sampling, ToolChoice};
 use crate::error::{ApiError, ErrorKind};
@@ -20,10 +20,18 @@ pub(super) struct Prompt {
     pub(super) parser: Option<Parser>,
     /// The prompt as text, if it was text.
     pub(super) text: Option<String>,
+    /// Whether the answer has to be a tool call.
+    pub(super) is_forced: bool,
 }
 
 /// Log probabilities are given for so many of the likeliest tokens at most.
 const TOP_LOGPROBS_MAX: usize = 20;
+
+/// Marks the end of a message while it is rendered: private-use characters.
+const END_MARK: &str = "\u{f8fe}\u{e0ff}\u{f8fe}";
+
+/// Of a context, one part in this many is left for the answer to a prompt that was cut.
+const ANSWER_SHARE: usize = 4;
 
 /// Prepares a request. Renders and tokenizes: no work for a thread that others wait for.
 pub(super) fn prepare(lease: &Lease, ask: &Ask) -> Result<Prompt, ApiError> {
@@ -31,11 +39,11 @@ pub(super) fn prepare(lease: &Lease, ask: &Ask) -> Result<Prompt, ApiError> {
     let mut prompt = match &ask.input {
         Input::Chat(conversation) => chat(lease, ask, conversation)?,
         Input::Text(text) => plain(lease, ask, text),
-        Input::Tokens(tokens) => of_tokens(lease, tokens.clone())?,
+        Input::Tokens(tokens) => of_tokens(lease, ask, tokens.clone())?,
         Input::After(tokens, text) => {
-            let mut all = of_tokens(lease, tokens.clone())?.request.prompt;
+            let mut all = of_tokens(lease, ask, tokens.clone())?.request.prompt;
             all.extend(lease.runner().tokenize(text, tokens.is_empty()));
-            of_tokens(lease, all)?
+            of_tokens(lease, ask, all)?
         }
     };
     let request = &mut prompt.request;
@@ -44,8 +52,7 @@ pub(super) fn prepare(lease: &Lease, ask: &Ask) -> Result<Prompt, ApiError> {
         if ask.overflow == Overflow::Refuse || matches!(ask.input, Input::Chat(_)) {
             return Err(too_long(n, n_ctx));
         }
-        // Half of the context is for the beginning of a text, as in Ollama's `num_keep`: none of it.
-        request.prompt.drain(..n - n_ctx / 2);
+        request.prompt.drain(..n - (n_ctx - n_ctx / ANSWER_SHARE));
         prompt.text = None;
     }
     request.max_tokens = ask.max_tokens.or(settings.max_tokens);
@@ -56,22 +63,24 @@ pub(super) fn prepare(lease: &Lease, ask: &Ask) -> Result<Prompt, ApiError> {
     Ok(prompt)
 }
 
+/// The words are those that clients look for, to shorten a conversation by themselves.
 fn too_long(n: usize, n_ctx: usize) -> ApiError {
     ApiError::new(
         ErrorKind::ContextLength,
         format!(
-            "the prompt has {n} tokens, but the context holds {n_ctx}; shorten it, or ask for more \
-             context"
+            "the prompt is too long: it has {n} tokens, and the maximum context length is {n_ctx} \
+             tokens; shorten it, or ask for more context"
         ),
     )
 }
 
-fn of_tokens(lease: &Lease, tokens: Vec<Token>) -> Result<Prompt, ApiError> {
+fn of_tokens(lease: &Lease, ask: &Ask, tokens: Vec<Token>) -> Result<Prompt, ApiError> {
     if let Some(unknown) = tokens.iter().find(|&&token| lease.runner().piece(token).is_empty()) {
         return Err(ApiError::bad(format!("this model has no token {unknown}")));
     }
-    let request = GenerateRequest { prompt: tokens, ..GenerateRequest::default() };
-    Ok(Prompt { request, parser: None, text: None })
+    let constraint = ask.format.clone().map(|rule| Constrained { rule, after: None });
+    let request = GenerateRequest { prompt: tokens, constraint, ..GenerateRequest::default() };
+    Ok(Prompt { request, parser: None, text: None, is_forced: false })
 }
 
 fn plain(lease: &Lease, ask: &Ask, text: &str) -> Prompt {
@@ -79,7 +88,7 @@ fn plain(lease: &Lease, ask: &Ask, text: &str) -> Prompt {
     let tokens = lease.memory().tokenize(runner, &ask.tenant, text, true);
     let constraint = ask.format.clone().map(|rule| Constrained { rule, after: None });
     let request = GenerateRequest { prompt: tokens, constraint, ..GenerateRequest::default() };
-    Prompt { request, parser: None, text: Some(text.to_owned()) }
+    Prompt { request, parser: None, text: Some(text.to_owned()), is_forced: false }
 }
 
 fn chat(lease: &Lease, ask: &Ask, conversation: &Conversation) -> Result<Prompt, ApiError> {
@@ -101,22 +110,23 @@ fn chat(lease: &Lease, ask: &Ask, conversation: &Conversation) -> Result<Prompt,
     let tools = choose_tools(&conversation.tools, &ask.tool_choice)?;
     conversation.tools.clone_from(&tools);
     let facts = lease.runner().facts();
-    let (text, tokens) = fitting(lease, ask, &mut conversation)?;
+    let (text, tokens, is_cut) = fitting(lease, ask, &mut conversation)?;
     let format = facts.template.format();
     let parser = format.parser(&text, &tools);
     let is_forced = matches!(ask.tool_choice, ToolChoice::Required | ToolChoice::Function(_));
     let rule = match (&ask.format, is_forced) {
         (_, true) => {
-            let forced = format.forced_call(&tools, ask.parallel_tool_calls);
-            Some(Rule::Lark(forced.ok_or_else(|| {
+            let forced = format.forced_call(&tools, ask.parallel_tool_calls).ok_or_else(|| {
                 ApiError::bad_field("tool_choice", "this model can't be made to call a tool")
-            })?))
+            })?;
+            let forced = checked_lark(&forced);
+            Some(Rule::Lark(forced.map_err(|e| ApiError::bad_field("tools", e.to_string()))?))
         }
         (format, false) => format.clone(),
     };
     let after = parser.is_in_reasoning().then(|| format.reasoning_end()).flatten();
     let constraint = rule.map(|rule| Constrained { rule, after: after.map(str::to_owned) });
-    let turn_start = turn_start(lease, &conversation, &text, &tokens);
+    let turn_start = if is_cut { None } else { turn_start(lease, &conversation, &text, &tokens) };
     let request = GenerateRequest {
         prompt: tokens,
         constraint,
@@ -124,7 +134,7 @@ fn chat(lease: &Lease, ask: &Ask, conversation: &Conversation) -> Result<Prompt,
         turn_start,
         ..GenerateRequest::default()
     };
-    Ok(Prompt { request, parser: Some(parser), text: Some(text) })
+    Ok(Prompt { request, parser: Some(parser), text: (!is_cut).then_some(text), is_forced })
 }
 
 /// The tools that the model is told of.
@@ -147,13 +157,14 @@ fn choose_tools(tools: &[Tool], choice: &ToolChoice) -> Result<Vec<Tool>, ApiErr
     }
 }
 
-/// The conversation as text and as tokens. If it is too long and may be cut, the oldest messages are
-/// left out, but for the system's and the last.
+/// The conversation as text and as tokens, and whether these were cut. If it is too long and may be
+/// cut, the oldest messages are left out, but for the system's and the last; and if that does not
+/// suffice, the beginning of what is left.
 fn fitting(
     lease: &Lease,
     ask: &Ask,
     conversation: &mut Conversation,
-) -> Result<(String, Vec<Token>), ApiError> {
+) -> Result<(String, Vec<Token>, bool), ApiError> {
     let runner = lease.runner().as_ref();
     let n_ctx = runner.facts().n_ctx;
     loop {
@@ -167,7 +178,7 @@ fn fitting(
             return if tokens.len() > n_ctx {
                 Err(too_long(tokens.len(), n_ctx))
             } else {
-                Ok((text, tokens))
+                Ok((text, tokens, false))
             };
         }
         let last = conversation.messages.len().saturating_sub(1);
@@ -177,11 +188,16 @@ fn fitting(
             Some(oldest) if oldest < last => {
                 conversation.messages.remove(oldest);
             }
-            _ => return Err(too_long(tokens.len(), n_ctx)),
+            _ => {
+                let kept = tokens.len() - tokens.len().min(n_ctx - n_ctx / ANSWER_SHARE);
+                return Ok((text, tokens[kept..].to_vec(), true));
+            }
         }
     }
 }
 
+/// The conversation as text, with the beginning of an answer if that is asked for. If the assistant
+/// said something last, the answer goes on from there: its text is open at the end.
 fn render(
     lease: &Lease,
     conversation: &Conversation,
@@ -189,9 +205,28 @@ fn render(
 ) -> Result<String, ApiError> {
     let now = Local::now().fixed_offset();
     let template = &lease.runner().facts().template;
-    template
-        .render_conversation(conversation, begins_answer, now)
-        .map_err(|error| ApiError::bad(error.to_string()))
+    let render = |conversation: &Conversation, begins_answer| {
+        template
+            .render_conversation(conversation, begins_answer, now)
+            .map_err(|error| ApiError::bad(error.to_string()))
+    };
+    let goes_on = conversation.messages.last().is_some_and(|last| {
+        last.role == "assistant" && last.tool_calls.is_empty() && !last.content.is_empty()
+    });
+    if !goes_on {
+        return render(conversation, begins_answer);
+    }
+    // What a template puts behind the last message is cut off, whatever it is: behind a mark that no
+    // text has.
+    let mut marked = conversation.clone();
+    if let Some(last) = marked.messages.last_mut() {
+        last.content.push_str(END_MARK);
+    }
+    let text = render(&marked, false)?;
+    match text.rfind(END_MARK) {
+        Some(end) => Ok(text[..end].to_owned()),
+        None => render(conversation, begins_answer),
+    }
 }
 
 /// Tokens before what the template adds to begin an answer: later prompts of the conversation begin

@@ -45,7 +45,7 @@ pub async fn ask(app: &Shared, ask: Ask) -> Result<Answer, ApiError> {
         Ok((lease, prompt, ticket))
     })
     .await?;
-    let Prompt { request, parser, text } = prompt;
+    let Prompt { request, parser, text, is_forced } = prompt;
     let mut answer = Answer {
         app: Arc::clone(app),
         happenings,
@@ -56,6 +56,7 @@ pub async fn ask(app: &Shared, ask: Ask) -> Result<Answer, ApiError> {
         prompt: request.prompt,
         text,
         parser,
+        is_forced,
         begin,
         load_time,
         ttft: None,
@@ -102,6 +103,7 @@ pub struct Answer {
     prompt: Vec<Token>,
     text: Option<String>,
     parser: Option<Parser>,
+    is_forced: bool,
     begin: Instant,
     load_time: Duration,
     /// From the request to the first token.
@@ -239,7 +241,9 @@ impl Answer {
             self.ready.push_back(Event::Logprobs(std::mem::take(&mut self.logprobs)));
         }
         if let Some(mut parser) = self.parser.take() {
-            let rest = parser.finish();
+            let mut rest = parser.finish();
+            // A call that was cut in its opening mark is none.
+            rest.retain(|delta| !self.is_forced || !matches!(delta, Delta::Content(_)));
             self.tell(rest);
         }
         let summary = self.summary(&generated);

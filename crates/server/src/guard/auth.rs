@@ -21,8 +21,8 @@ pub(crate) const OPEN: &[&str] = &["/", "/health", "/ui", "/ui/", "/ui/{*file}"]
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// What keys are hashed with (BLAKE3's derivation of keys), so that the digests are of no use
 /// elsewhere.
-const KEY_CONTEXT: &str = "hypura server 2025-11-26 api key";
-const TENANT_CONTEXT: &str = "hypura server 2025-11-26 tenant of an api key";
+const KEY_CONTEXT: &str = "hypura server 2026-11-26 api key";
+const TENANT_CONTEXT: &str = "hypura server 2026-11-26 tenant of an api key";
 /// Hexadecimal digits of a tenant's name.
 const TENANT_DIGITS: usize = 32;
 

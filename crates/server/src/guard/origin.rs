@@ -32,7 +32,7 @@ const REQUEST_HEADERS_MAX: usize = 64;
 /// Seconds for which a browser need not ask again.
 const MAX_AGE_S: HeaderValue = HeaderValue::from_static("600");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE");
-const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, x-request-id");
+const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, request-id, x-request-id");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 /// <https://wicg.github.io/private-network-access/>
 const REQUEST_PRIVATE: HeaderName =

@@ -58,6 +58,8 @@ impl Loader for EngineLoader {
         let options = self.options(want, memory_bytes);
         let loaded = hypura_engine::load(entry.path(), &options, progress)?;
         let (summary, load_time) = (loaded.summary(), loaded.load_time);
+        let architecture = loaded.gguf.metadata.str("general.architecture").unwrap_or_default();
+        let architecture = architecture.to_owned();
         let has_memory = loaded.context.has_memory();
         let engine = Engine::start(loaded)
             .map_err(|error| ModelError::Other(format!("no thread can be started: {error}")))?;
@@ -65,7 +67,10 @@ impl Loader for EngineLoader {
         let template = template(&engine, source, entry)?;
         let cold = options.kv.as_ref().filter(|kv| kv.cold_dir.is_some());
         let kv_cold_bytes_max = cold.map_or(0, |kv| kv.cold_bytes_max);
-        let facts = facts(&engine, &summary, template, has_memory, load_time, kv_cold_bytes_max);
+        let facts = Facts {
+            architecture,
+            ..facts(&engine, &summary, template, has_memory, load_time, kv_cold_bytes_max)
+        };
         Ok(Arc::new(EngineRunner { engine, facts }))
     }
 }
@@ -110,8 +115,10 @@ fn facts(
         parallel: engine.parallel(),
         generates: has_memory,
         embedding_length: engine.info().n_embd as usize,
-        memory_bytes: bytes.total(),
+        // Pools are fitted to what is really left; the rest are estimates.
+        memory_bytes: bytes.total().min(plan.budget_bytes),
         weight_bytes,
+        architecture: String::new(),
         mode: mode_name(plan.mode).to_owned(),
         load_time,
         tiers: Tiers {

@@ -179,11 +179,13 @@ impl Models {
             let state = self.shared.state();
             state.loaded.iter().filter(|l| l.entry.name == entry.name).cloned().collect()
         };
-        for loaded in &loaded {
+        let was_loaded = !loaded.is_empty();
+        // Nothing may hold on to a model that is to be freed.
+        for loaded in loaded {
             loaded.keep(KeepAlive::For(Duration::ZERO));
         }
         self.shared.expire().await;
-        Ok(!loaded.is_empty())
+        Ok(was_loaded)
     }
 
     /// What is in memory, by name.

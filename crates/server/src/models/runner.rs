@@ -26,6 +26,8 @@ pub struct Facts {
     pub memory_bytes: u64,
     /// Bytes of its weights.
     pub weight_bytes: u64,
+    /// Its architecture, such as `qwen3moe`.
+    pub architecture: String,
     /// How it was loaded, such as `full-resident`.
     pub mode: String,
     /// Time that loading took.

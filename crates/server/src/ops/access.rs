@@ -31,7 +31,9 @@ const OTHER: &str = "other";
 /// Bytes of a path in the log; the rest is cut off.
 const PATH_BYTES_MAX: usize = 256;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// OpenAI's clients read one of them, Anthropic's the other.
+const REQUEST_IDS: [HeaderName; 2] =
+    [HeaderName::from_static("x-request-id"), HeaderName::from_static("request-id")];
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 /// For all that is no page: it may load nothing and stand in no frame.
 const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
@@ -106,7 +108,9 @@ fn protect(headers: &mut HeaderMap, id: &str) {
     headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
     headers.entry(CONTENT_SECURITY_POLICY).or_insert(NOTHING);
     if let Ok(id) = HeaderValue::from_str(id) {
-        headers.insert(REQUEST_ID, id);
+        for name in REQUEST_IDS {
+            headers.insert(name, id.clone());
+        }
     }
 }
 

@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(routes, described.keys().cloned().collect());
 
         for (path, methods) in described {
-            let path = path.replace('{', "").replace('}', "");
+            let path = path.replace(['{', '}'], "");
             let request = Request::builder().method("TRACE").uri(&path).header("host", "localhost");
             let response =
                 router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod files;
 mod rates;
+mod sessions;
 mod status;
 
 use axum::Router;

@@ -10,6 +10,7 @@ use hypura_engine::{EngineStatus, ExpertMap};
 use serde::Serialize;
 
 use super::rates::Rate;
+use super::sessions::{self, Session};
 use crate::app::{App, Shared};
 use crate::models::{self, LoadedModel};
 
@@ -23,6 +24,7 @@ pub(super) struct Status {
     rss_bytes: u64,
     requests: Requests,
     models: Vec<Model>,
+    sessions: Vec<Session>,
 }
 
 #[derive(Serialize)]
@@ -37,6 +39,7 @@ struct Requests {
 #[derive(Serialize)]
 struct Model {
     name: String,
+    architecture: String,
     mode: String,
     n_ctx: usize,
     parallel: usize,
@@ -103,6 +106,9 @@ struct Sequence {
 
 /// What goes on.
 pub(super) async fn show(State(app): State<Shared>) -> Json<Status> {
+    let folder = app.config.sessions_dir.clone();
+    let listed = tokio::task::spawn_blocking(move || folder.map(|folder| sessions::list(&folder)));
+    let sessions = listed.await.ok().flatten().unwrap_or_default();
     let loaded = app.models.loaded();
     app.rates.keep(|name| loaded.iter().any(|model| model.entry.name == name));
     let now = Instant::now();
@@ -118,6 +124,7 @@ pub(super) async fn show(State(app): State<Shared>) -> Json<Status> {
             queue_max: app.config.limits.queue_max,
         },
         models: loaded.iter().map(|model| Model::of(model, &app, now)).collect(),
+        sessions,
     })
 }
 
@@ -128,6 +135,7 @@ impl Model {
         let status = model.runner.status();
         Model {
             name: name.clone(),
+            architecture: facts.architecture.clone(),
             mode: facts.mode.clone(),
             n_ctx: model.context_length,
             parallel: facts.parallel,

@@ -24,20 +24,20 @@ use tower::ServiceExt;
 /// Bytes are tokens; these texts are tokens of their own.
 const CONTROL: [&str; 4] = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"];
 const FIRST_CONTROL: Token = 1000;
-pub const N_CTX: usize = 4096;
+pub(crate) const N_CTX: usize = 4096;
 
 /// What the model says next: pieces of text, and how it ends.
 #[derive(Debug, Clone)]
-pub struct Script {
-    pub pieces: Vec<String>,
-    pub finish: Finish,
-    pub fails: Option<GenerateError>,
+pub(crate) struct Script {
+    pub(crate) pieces: Vec<String>,
+    pub(crate) finish: Finish,
+    pub(crate) fails: Option<GenerateError>,
     /// Wait for the test's word before each piece.
-    pub is_held: bool,
+    pub(crate) is_held: bool,
 }
 
 impl Script {
-    pub fn say(pieces: &[&str]) -> Script {
+    pub(crate) fn say(pieces: &[&str]) -> Script {
         Script {
             pieces: pieces.iter().map(|&piece| piece.to_owned()).collect(),
             finish: Finish::EndOfText,
@@ -49,25 +49,25 @@ impl Script {
 
 /// What a test knows of the scripted model.
 #[derive(Default)]
-pub struct Stage {
-    pub scripts: Mutex<VecDeque<Script>>,
+pub(crate) struct Stage {
+    pub(crate) scripts: Mutex<VecDeque<Script>>,
     /// What was asked.
-    pub requests: Mutex<Vec<GenerateRequest>>,
+    pub(crate) requests: Mutex<Vec<GenerateRequest>>,
     /// The prompts as text.
-    pub prompts: Mutex<Vec<String>>,
+    pub(crate) prompts: Mutex<Vec<String>>,
     /// Answers that were ended by whoever asked.
-    pub cancelled: Mutex<usize>,
+    pub(crate) cancelled: Mutex<usize>,
     /// How often a model was loaded.
-    pub loads: Mutex<Vec<String>>,
-    pub is_busy: Mutex<bool>,
+    pub(crate) loads: Mutex<Vec<String>>,
+    pub(crate) is_busy: Mutex<bool>,
 }
 
-pub struct Scripted {
+pub(crate) struct Scripted {
     facts: Facts,
     stage: Arc<Stage>,
 }
 
-pub fn tokenize(text: &str) -> Vec<Token> {
+pub(crate) fn tokenize(text: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut rest = text;
     'text: while let Some(first) = rest.as_bytes().first() {
@@ -86,14 +86,14 @@ pub fn tokenize(text: &str) -> Vec<Token> {
     tokens
 }
 
-pub fn piece(token: Token) -> Vec<u8> {
+pub(crate) fn piece(token: Token) -> Vec<u8> {
     match usize::try_from(token - FIRST_CONTROL) {
         Ok(control) => CONTROL.get(control).map(|c| c.as_bytes().to_vec()).unwrap_or_default(),
         Err(_) => u8::try_from(token).map(|byte| vec![byte]).unwrap_or_default(),
     }
 }
 
-pub fn text_of(tokens: &[Token]) -> String {
+pub(crate) fn text_of(tokens: &[Token]) -> String {
     let bytes: Vec<u8> = tokens.iter().flat_map(|&token| piece(token)).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -186,7 +186,7 @@ impl Runner for Scripted {
 }
 
 /// ChatML that knows tools and thinking.
-pub const TEMPLATE: &str = "\
+pub(crate) const TEMPLATE: &str = "\
 {%- if tools %}<|im_start|>system\nTools: {{ tools | tojson }}\n<tool_call>{}</tool_call><|im_end|>\n{% endif %}
 {%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}
 {%- for c in m.tool_calls or [] %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}
@@ -215,6 +215,7 @@ impl Loader for ScriptedLoader {
             embedding_length: 4,
             memory_bytes: 100,
             weight_bytes: 80,
+            architecture: "llama".into(),
             mode: "full-resident".into(),
             load_time: Duration::ZERO,
             tiers: Tiers::default(),
@@ -224,35 +225,35 @@ impl Loader for ScriptedLoader {
 }
 
 /// A server without a socket.
-pub struct Served {
-    pub app: Shared,
-    pub stage: Arc<Stage>,
+pub(crate) struct Served {
+    pub(crate) app: Shared,
+    pub(crate) stage: Arc<Stage>,
     folder: tempfile::TempDir,
 }
 
 /// What was answered.
-pub struct Answered {
-    pub status: StatusCode,
-    pub headers: axum::http::HeaderMap,
-    pub body: Vec<u8>,
+pub(crate) struct Answered {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: axum::http::HeaderMap,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answered {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.clone()).unwrap()
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
     }
 
     /// Lines of NDJSON.
-    pub fn lines(&self) -> Vec<Value> {
+    pub(crate) fn lines(&self) -> Vec<Value> {
         self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Events of SSE: name (empty if it has none) and data.
-    pub fn events(&self) -> Vec<(String, String)> {
+    pub(crate) fn events(&self) -> Vec<(String, String)> {
         let text = self.text();
         let blocks = text.split("\n\n").filter(|block| block.lines().any(|l| !l.starts_with(':')));
         let of = |block: &str, key: &str| {
@@ -268,11 +269,11 @@ impl Answered {
 
 impl Served {
     /// With a model called `demo`.
-    pub fn new() -> Served {
+    pub(crate) fn new() -> Served {
         Served::with(Config::default())
     }
 
-    pub fn with(config: Config) -> Served {
+    pub(crate) fn with(config: Config) -> Served {
         let folder = tempfile::tempdir().unwrap();
         let recipe = hypura_testkit::tiny::find("llama").unwrap();
         let model = recipe.model(recipe.default_mix, 1).unwrap();
@@ -291,38 +292,38 @@ impl Served {
     }
 
     /// What the model says to the next requests, one each.
-    pub fn script(&self, script: Script) {
+    pub(crate) fn script(&self, script: Script) {
         self.stage.scripts.lock().unwrap().push_back(script);
     }
 
     /// The last prompt.
-    pub fn prompt(&self) -> String {
+    pub(crate) fn prompt(&self) -> String {
         self.stage.prompts.lock().unwrap().last().cloned().unwrap_or_default()
     }
 
     /// The last request.
-    pub fn request(&self) -> GenerateRequest {
+    pub(crate) fn request(&self) -> GenerateRequest {
         self.stage.requests.lock().unwrap().last().cloned().unwrap()
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Answered {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answered {
         let response = router(&self.app).oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes().to_vec();
         Answered { status: parts.status, headers: parts.headers, body }
     }
 
-    pub async fn get(&self, path: &str) -> Answered {
+    pub(crate) async fn get(&self, path: &str) -> Answered {
         self.send(request(Method::GET, path, Body::empty())).await
     }
 
-    pub async fn post(&self, path: &str, body: &Value) -> Answered {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answered {
         self.send(request(Method::POST, path, Body::from(body.to_string()))).await
     }
 }
 
 /// A request as a client on this machine sends it.
-pub fn request(method: Method, path: &str, body: Body) -> Request<Body> {
+pub(crate) fn request(method: Method, path: &str, body: Body) -> Request<Body> {
     Request::builder()
         .method(method)
         .uri(path)

@@ -22,6 +22,8 @@ pub(crate) async fn show(State(app): State<Shared>) -> Response {
 fn all(app: &App) -> String {
     let mut text = Text::default();
     process(app, &mut text);
+    text.gauge("hypura_connections_max", "Connections that may be open.")
+        .value(&[], app.config.limits.connections_max);
     requests(&app.metrics, &mut text);
     answers(&app.metrics, &mut text);
     models(&app.models.loaded(), &mut text);

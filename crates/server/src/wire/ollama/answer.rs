@@ -10,14 +10,13 @@ use chrono::{DateTime, Utc};
 use futures_util::stream;
 use serde::Serialize;
 
-use super::error::ErrorBody;
+use super::error::error_line;
 use super::format::{
     AnswerMessage, ChatLine, Extension, GenerateLine, Metrics, done_reason, timestamp,
 };
 use super::parts::{Part, Parts};
 use crate::answer::{Answer, Event};
 use crate::error::ApiError;
-use crate::http;
 
 /// JSON, one value per line.
 const NDJSON: &str = "application/x-ndjson";
@@ -192,9 +191,8 @@ impl Lines {
     }
 
     fn of_error(&mut self, error: &ApiError) -> Vec<u8> {
-        http::log(error);
         self.is_over = true;
-        json_line(&ErrorBody::of(error))
+        error_line(error)
     }
 }
 
@@ -292,7 +290,7 @@ mod tests {
         let mut end = json!({
             "model": "demo", "created_at": AT, "message": said(""), "done": true,
             "done_reason": "stop", "total_duration": 77, "load_duration": 5,
-            "prompt_eval_count": 26, "prompt_eval_duration": 2_000_000, "eval_count": 4,
+            "prompt_eval_count": 26, "prompt_eval_cached_count": 20, "prompt_eval_duration": 2_000_000, "eval_count": 4,
             "eval_duration": 3_000_000,
             "hypura": {"reused_tokens": 20, "ttft_ms": 4.0, "queue_ms": 1.5},
         });

@@ -1,12 +1,11 @@
 //! Errors as Ollama writes them: `{"error": "..."}`, as an answer or as a line of a stream.
 
-use axum::Json;
 use axum::response::{IntoResponse, Response};
 use hypura_hub::{PullError, ResolveError, StoreError};
-use serde::Serialize;
 
+use super::answer::json_line;
 use crate::error::{ApiError, ErrorKind};
-use crate::http;
+use crate::http::{self, Api};
 
 /// A failure, to be answered in Ollama's form.
 #[derive(Debug)]
@@ -20,23 +19,14 @@ impl From<ApiError> for OllamaError {
 
 impl IntoResponse for OllamaError {
     fn into_response(self) -> Response {
-        let OllamaError(error) = self;
-        http::log(&error);
-        let response = (error.kind.status(), Json(ErrorBody::of(&error))).into_response();
-        http::with_retry_after(response, &error)
+        Api::Ollama.response(&self.0)
     }
 }
 
-/// What an error looks like.
-#[derive(Debug, Serialize)]
-pub(super) struct ErrorBody<'a> {
-    error: &'a str,
-}
-
-impl ErrorBody<'_> {
-    pub(super) fn of(error: &ApiError) -> ErrorBody<'_> {
-        ErrorBody { error: &error.message }
-    }
+/// An error as a line of a stream, the last one.
+pub(super) fn error_line(error: &ApiError) -> Vec<u8> {
+    http::log(error);
+    json_line(&Api::Ollama.body(error))
 }
 
 /// Ollama's own words for a model that is not there: clients look for them, and pull it then.

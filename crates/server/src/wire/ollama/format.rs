@@ -98,6 +98,8 @@ pub(super) struct Metrics {
     #[serde(skip_serializing_if = "is_zero")]
     prompt_eval_count: u64,
     #[serde(skip_serializing_if = "is_zero")]
+    prompt_eval_cached_count: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     prompt_eval_duration: u64,
     #[serde(skip_serializing_if = "is_zero")]
     eval_count: u64,
@@ -112,6 +114,7 @@ impl Metrics {
             total_duration: nanos(total),
             load_duration: nanos(load),
             prompt_eval_count: summary.prompt_tokens as u64,
+            prompt_eval_cached_count: summary.reused_tokens as u64,
             prompt_eval_duration: nanos(summary.prompt_time),
             eval_count: summary.generated_tokens as u64,
             eval_duration: nanos(summary.decode_time),

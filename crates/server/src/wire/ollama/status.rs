@@ -12,9 +12,8 @@ use serde::Serialize;
 use tokio::sync::mpsc::Receiver;
 
 use super::answer::{json_line, ndjson};
-use super::error::ErrorBody;
+use super::error::error_line;
 use crate::error::ApiError;
-use crate::http;
 
 /// The last line of what went well; clients wait for it.
 pub(super) const SUCCESS: &str = "success";
@@ -102,9 +101,8 @@ impl Lines {
                 Some(json_line(&StatusLine::of(&progress)))
             }
             Err(error) => {
-                http::log(&error);
                 self.is_over = true;
-                Some(json_line(&ErrorBody::of(&error)))
+                Some(error_line(&error))
             }
         }
     }
