@@ -1,9 +1,10 @@
 //! The fuzz bodies on mutated requests: the same in every run.
 
-use hypura_server::fuzz::{fuzz_anthropic, fuzz_openai};
+use hypura_server::fuzz::{fuzz_anthropic, fuzz_ollama, fuzz_openai};
 
 /// Requests with most fields in them.
-const SEEDS: [&str; 5] = [
+const SEEDS: [&str; 6] = [
+    r#"{"model":"m","messages":[{"role":"user","content":"a","images":[]},{"role":"assistant","content":"","thinking":"t","tool_calls":[{"function":{"name":"f","arguments":{"x":1}}}]},{"role":"tool","content":"c","tool_name":"f"}],"prompt":"p","suffix":"s","raw":true,"context":[1,2],"input":["a"],"format":{"type":"object"},"options":{"temperature":0.5,"stop":["a"],"num_ctx":64,"num_predict":-1,"seed":1},"think":"low","stream":false,"keep_alive":"5m","truncate":true,"tools":[{"type":"function","function":{"name":"f","parameters":{}}}]}"#,
     r#"{"model":"m","messages":[{"role":"developer","content":"a"},{"role":"user","content":[{"type":"text","text":"b"}]},{"role":"assistant","content":null,"reasoning_content":"r","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"x\":1}"}}]},{"role":"tool","tool_call_id":"1","content":"c"}],"n":2,"stop":["a","b"],"max_tokens":5,"temperature":0.5,"logit_bias":{"5":-100},"logprobs":true,"top_logprobs":3,"stream":true,"stream_options":{"include_usage":true},"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"object"}}},"tools":[{"type":"function","function":{"name":"f","parameters":{}}}],"tool_choice":{"type":"function","function":{"name":"f"}},"reasoning_effort":"low","chat_template_kwargs":{"a":1},"keep_alive":"5m"}"#,
     r#"{"model":"m","prompt":[[1,2],[3]],"n":2,"best_of":2,"logprobs":2,"suffix":"","seed":-1,"echo":false,"stop":"x","top_k":40,"min_p":0.1}"#,
     r#"{"model":"m","input":["a","b"],"encoding_format":"base64","dimensions":4}"#,
@@ -60,19 +61,23 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
     }
 }
 
+fn check(body: &[u8]) {
+    fuzz_ollama(body);
+    fuzz_openai(body);
+    fuzz_anthropic(body);
+}
+
 #[test]
 fn mutated_requests() {
     let mut random = Random(2024);
     for seed in SEEDS {
-        fuzz_openai(seed.as_bytes());
-        fuzz_anthropic(seed.as_bytes());
+        check(seed.as_bytes());
         for _ in 0..4000 {
             let mut bytes = seed.as_bytes().to_vec();
             mutate(&mut random, &mut bytes);
-            fuzz_openai(&bytes);
-            fuzz_anthropic(&bytes);
+            check(&bytes);
         }
     }
-    fuzz_openai(b"");
-    fuzz_anthropic(&b"[".repeat(100_000));
+    check(b"");
+    check(&b"[".repeat(100_000));
 }

@@ -117,12 +117,7 @@ fn anthropic(error: &ApiError) -> Value {
         ErrorKind::Internal | ErrorKind::BadGateway => "api_error",
         _ => "invalid_request_error",
     };
-    let message = match error.kind {
-        // Clients that shorten conversations by themselves look for these words.
-        ErrorKind::ContextLength => format!("prompt is too long: {}", error.message),
-        _ => error.message.clone(),
-    };
-    json!({ "type": "error", "error": { "type": kind, "message": message } })
+    json!({ "type": "error", "error": { "type": kind, "message": error.message } })
 }
 
 #[cfg(test)]
@@ -171,17 +166,11 @@ mod tests {
             [invalid, Some("invalid_api_key")],
             (401, "authentication_error"),
         );
+        let long = [invalid, Some("context_length_exceeded")];
+        check(ErrorKind::ContextLength, long, (400, "invalid_request_error"));
         let many = [Some("rate_limit_error"), Some("rate_limit_exceeded")];
         check(ErrorKind::TooMany, many, (429, "rate_limit_error"));
         check(ErrorKind::Internal, [server, server], (500, "api_error"));
         check(ErrorKind::Unavailable, [server, Some("overloaded")], (529, "overloaded_error"));
-    }
-
-    #[test]
-    fn a_long_prompt_is_called_so() {
-        let error = ApiError::new(ErrorKind::ContextLength, "9 tokens");
-        assert_eq!(openai(&error)["error"]["code"], "context_length_exceeded");
-        let message = &anthropic(&error)["error"]["message"];
-        assert_eq!(*message, "prompt is too long: 9 tokens");
     }
 }

@@ -1,4 +1,8 @@
-//! How long a model stays loaded, as clients write it.
+//! `keep_alive`: how long a model stays loaded.
+//!
+//! A number is seconds; a text is a duration as Go's `time.ParseDuration` reads it
+//! (<https://pkg.go.dev/time#ParseDuration>); whatever is negative is for ever (`api.Duration` in
+//! Ollama's `api/types.go`).
 
 use std::time::Duration;
 
@@ -7,61 +11,102 @@ use serde_json::Value;
 use crate::answer::KeepAlive;
 use crate::error::ApiError;
 
-/// Seconds in a unit of Go's `time.ParseDuration`.
-const UNITS: [(&str, f64); 7] = [
-    ("ns", 1e-9),
-    ("us", 1e-6),
-    ("µs", 1e-6),
-    ("ms", 1e-3),
-    ("s", 1.0),
-    ("m", 60.0),
-    ("h", 3600.0),
-];
+/// Nanoseconds of the longest duration that Go knows, 292 years: that is for ever.
+const NANOS_MAX: u64 = i64::MAX as u64;
+/// Bytes of a text that an error shows.
+const SHOWN_CHARS_MAX: usize = 40;
 
-/// Reads `keep_alive` as Ollama does: seconds as a number, or a text such as `5m` or `1h30m`. What is
-/// negative is forever.
+/// The value of the field; null is as good as absent.
 ///
 /// # Errors
-/// When it is neither.
-pub(crate) fn parse(field: &Value) -> Result<KeepAlive, ApiError> {
-    let seconds = match field {
-        Value::Number(number) => number.as_f64(),
-        Value::String(text) => text.parse().ok().or_else(|| duration(text)),
-        _ => None,
-    };
-    match seconds.filter(|seconds| seconds.is_finite()) {
-        None => Err(ApiError::bad_field(
-            "keep_alive",
-            "keep_alive must be seconds as a number, or a duration such as \"5m\"",
-        )),
-        Some(seconds) if seconds < 0.0 => Ok(KeepAlive::Forever),
-        // Longer than a `Duration` can be is forever.
-        Some(seconds) => {
-            Ok(Duration::try_from_secs_f64(seconds).map_or(KeepAlive::Forever, KeepAlive::For))
+/// When it is no number and no duration.
+pub(crate) fn keep_alive(value: Option<&Value>) -> Result<Option<KeepAlive>, ApiError> {
+    let nanos = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Number(number)) => of_seconds(number.as_f64().unwrap_or(-1.0)),
+        Some(Value::String(text)) => of_text(text)
+            .map_err(|reason| ApiError::bad_field("keep_alive", format!("keep_alive: {reason}")))?,
+        Some(_) => {
+            let message = "keep_alive has to be a number of seconds or a duration like \"5m\"";
+            return Err(ApiError::bad_field("keep_alive", message));
         }
-    }
+    };
+    Ok(Some(match nanos {
+        Some(nanos) if nanos < NANOS_MAX => KeepAlive::For(Duration::from_nanos(nanos)),
+        _ => KeepAlive::Forever,
+    }))
 }
 
-/// Seconds of a duration as Go writes it: numbers, each with its unit.
-fn duration(text: &str) -> Option<f64> {
-    let (sign, mut rest) = match text.strip_prefix('-') {
-        Some(rest) => (-1.0, rest),
-        None => (1.0, text.strip_prefix('+').unwrap_or(text)),
-    };
+/// `None` is negative, or longer than all durations.
+fn of_seconds(seconds: f64) -> Option<u64> {
+    let duration = Duration::try_from_secs_f64(seconds).ok()?;
+    u64::try_from(duration.as_nanos()).ok()
+}
+
+/// Go's duration in nanoseconds; `None` is negative.
+fn of_text(text: &str) -> Result<Option<u64>, String> {
+    let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    let invalid = || format!("time: invalid duration {shown:?}");
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let is_negative = text.starts_with('-');
+    if unsigned == "0" {
+        return Ok(Some(0));
+    }
+    let (mut rest, mut total) = (unsigned, 0_u128);
     if rest.is_empty() {
-        return None;
+        return Err(invalid());
     }
-    let mut seconds = 0.0;
     while !rest.is_empty() {
-        let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, behind) = rest.split_at(number_end);
-        let unit_end = behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len());
-        let (unit, behind) = behind.split_at(unit_end);
-        let (_, unit) = UNITS.iter().find(|(name, _)| *name == unit)?;
-        seconds += number.parse::<f64>().ok()? * unit;
-        rest = behind;
+        let (whole, after) = digits(rest);
+        let (fraction, after) = after.strip_prefix('.').map_or(("", after), digits);
+        if whole.is_empty() && fraction.is_empty() {
+            return Err(invalid());
+        }
+        let end = after.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        if unit.is_empty() {
+            return Err(format!("time: missing unit in duration {shown:?}"));
+        }
+        let unit_nanos = nanos_of(unit)
+            .ok_or_else(|| format!("time: unknown unit {unit:?} in duration {shown:?}"))?;
+        let whole =
+            if whole.is_empty() { 0 } else { whole.parse::<u64>().map_err(|_| invalid())? };
+        total += u128::from(whole) * u128::from(unit_nanos) + part_of(fraction, unit_nanos);
+        if total > u128::from(NANOS_MAX) {
+            return Err(invalid());
+        }
+        rest = after;
     }
-    Some(sign * seconds)
+    let nanos = u64::try_from(total).map_err(|_| invalid())?;
+    Ok((!is_negative || nanos == 0).then_some(nanos))
+}
+
+/// Leading digits, and what follows.
+fn digits(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
+}
+
+/// `0.FRACTION` of a unit. What is below a nanosecond of the longest unit does not count.
+fn part_of(fraction: &str, unit_nanos: u64) -> u128 {
+    let (mut nanos, mut scale) = (0_u128, 1_u128);
+    for digit in fraction.bytes().take(18) {
+        nanos = nanos * 10 + u128::from(digit - b'0') * u128::from(unit_nanos);
+        scale *= 10;
+    }
+    nanos / scale
+}
+
+fn nanos_of(unit: &str) -> Option<u64> {
+    Some(match unit {
+        "ns" => 1,
+        // The sign for micro, and the Greek letter.
+        "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -71,28 +116,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations() {
-        let seconds = |seconds: f64| KeepAlive::For(Duration::from_secs_f64(seconds));
-        for (field, expected) in [
-            (json!(90), seconds(90.0)),
+    fn durations_are_those_of_go() {
+        let seconds = |s: f64| Some(KeepAlive::For(Duration::from_secs_f64(s)));
+        let forever = Some(KeepAlive::Forever);
+        for (value, want) in [
+            (json!(null), None),
             (json!(0), seconds(0.0)),
-            (json!("90"), seconds(90.0)),
+            (json!(300), seconds(300.0)),
+            (json!(0.5), seconds(0.5)),
+            (json!(-1), forever),
+            (json!(-0.1), forever),
+            (json!(1e300), forever),
+            (json!("0"), seconds(0.0)),
+            (json!("-0s"), seconds(0.0)),
             (json!("5m"), seconds(300.0)),
-            (json!("1h30m1.5s"), seconds(5401.5)),
+            (json!("+5m"), seconds(300.0)),
+            (json!("1h30m"), seconds(5400.0)),
+            (json!("1.5h"), seconds(5400.0)),
+            (json!(".5s"), seconds(0.5)),
+            (json!("1.s"), seconds(1.0)),
             (json!("250ms"), seconds(0.25)),
-            (json!(-1), KeepAlive::Forever),
-            (json!("-1m"), KeepAlive::Forever),
-            (json!(1e300), KeepAlive::Forever),
+            (json!("1\u{b5}s1\u{3bc}s1us"), seconds(0.000_003)),
+            (json!("-1m"), forever),
+            (json!("-1s"), forever),
+            (json!("2562047h47m16.854775807s"), forever),
         ] {
-            assert_eq!(parse(&field).unwrap(), expected, "{field}");
+            assert_eq!(keep_alive(Some(&value)).unwrap(), want, "{value}");
         }
+        assert_eq!(keep_alive(None).unwrap(), None);
     }
 
     #[test]
-    fn no_durations() {
-        for text in ["", "m", "5x", "5m5", "soon", "NaN", "-"] {
-            assert!(parse(&json!(text)).is_err(), "{text:?}");
+    fn what_go_refuses_is_refused() {
+        for (value, reason) in [
+            (json!(""), "invalid duration \"\""),
+            (json!("5"), "missing unit in duration \"5\""),
+            (json!("-1"), "missing unit in duration \"-1\""),
+            (json!("5 m"), "unknown unit \" m\""),
+            (json!("m"), "invalid duration"),
+            (json!("."), "invalid duration"),
+            (json!("5d"), "unknown unit \"d\""),
+            (json!("1h-2m"), "unknown unit \"h-\""),
+            (json!("9999999999999h"), "invalid duration"),
+            (json!("99999999999999999999999h"), "invalid duration"),
+            (json!("forever"), "invalid duration"),
+            (json!(true), "number of seconds"),
+            (json!(["5m"]), "number of seconds"),
+        ] {
+            let error = keep_alive(Some(&value)).unwrap_err();
+            assert!(error.message.contains(reason), "{value}: {error}");
+            assert_eq!(error.field.as_deref(), Some("keep_alive"));
         }
-        assert!(parse(&json!([5])).is_err());
     }
 }

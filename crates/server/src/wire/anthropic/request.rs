@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::fields::{TextOr, in_range, stops, token_count};
-use super::super::keep_alive;
+use super::super::keep_alive::keep_alive;
 use super::content::{BlockField, MessageField, messages};
 use super::tools::{self, ChoiceField, ToolField};
 use crate::answer::{Ask, Input};
@@ -119,7 +119,7 @@ impl Request {
         }
         ask.sampling.top_k = fields.top_k;
         ask.format = format.or(fields.output_format).map(rule).transpose()?;
-        ask.keep_alive = fields.keep_alive.as_ref().map(keep_alive::parse).transpose()?;
+        ask.keep_alive = keep_alive(fields.keep_alive.as_ref())?;
         Ok(Request { ask, stream: fields.stream.unwrap_or(false) })
     }
 }

@@ -23,7 +23,6 @@ mod fill;
 mod format;
 mod fuzz;
 mod generate;
-mod keep_alive;
 mod manage;
 mod message;
 mod models;

@@ -7,7 +7,7 @@ use hypura_grammar::Rule;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::keep_alive::keep_alive;
+use super::super::keep_alive::keep_alive;
 use super::options::Options;
 use crate::answer::{Ask, Input, KeepAlive, Overflow};
 use crate::config::Limits;

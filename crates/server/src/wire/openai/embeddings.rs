@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::fields::{TextOr, at_most};
-use super::super::keep_alive;
+use super::super::keep_alive::keep_alive;
 use super::error::OpenAiError;
 use crate::answer::{EmbedAsk, EmbedInput, Embedded, embed};
 use crate::app::Shared;
@@ -70,7 +70,7 @@ fn parse(body: &Bytes, limits: &Limits, tenant: &str) -> Result<(EmbedAsk, Encod
         inputs: inputs(fields.input, limits)?,
         truncate: false,
         dimensions: fields.dimensions,
-        keep_alive: fields.keep_alive.as_ref().map(keep_alive::parse).transpose()?,
+        keep_alive: keep_alive(fields.keep_alive.as_ref())?,
         num_ctx: None,
         tenant: tenant.to_owned(),
     };

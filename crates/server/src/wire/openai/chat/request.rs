@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::super::super::fields::{at_most, token_count};
-use super::super::super::keep_alive;
+use super::super::super::keep_alive::keep_alive;
 use super::super::format::Format;
 use super::super::logprobs::TOP_MAX;
 use super::super::sampling::SamplingFields;
@@ -105,7 +105,7 @@ impl Request {
             None => None,
         };
         ask.logprobs = logprobs;
-        ask.keep_alive = fields.keep_alive.as_ref().map(keep_alive::parse).transpose()?;
+        ask.keep_alive = keep_alive(fields.keep_alive.as_ref())?;
         let usage = fields.stream_options.and_then(|options| options.include_usage);
         let form =
             Form { logprobs: logprobs.is_some(), usage: usage.unwrap_or(false), functions: old };

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::super::fields::{TextOr, token_count};
-use super::super::super::keep_alive;
+use super::super::super::keep_alive::keep_alive;
 use super::super::sampling::{SamplingFields, choices};
 use super::Form;
 use crate::answer::{Ask, Input};
@@ -81,7 +81,7 @@ impl Request {
         sampling.apply(&mut ask, limits)?;
         ask.max_tokens = token_count("max_tokens", fields.max_tokens)?;
         ask.logprobs = fields.logprobs;
-        ask.keep_alive = fields.keep_alive.as_ref().map(keep_alive::parse).transpose()?;
+        ask.keep_alive = keep_alive(fields.keep_alive.as_ref())?;
         let asks = prompts.into_iter().flat_map(|input| choices(Ask { input, ..ask.clone() }, n));
         let usage = fields.stream_options.and_then(|options| options.include_usage);
         Ok(Request {

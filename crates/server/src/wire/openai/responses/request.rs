@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::super::fields::{TextOr, token_count};
-use super::super::super::keep_alive;
+use super::super::super::keep_alive::keep_alive;
 use super::super::format::Format;
 use super::super::logprobs::TOP_MAX;
 use super::super::sampling::SamplingFields;
@@ -121,7 +121,7 @@ impl Request {
         ask.format = rule;
         ask.logprobs = logprobs;
         ask.overflow = overflow;
-        ask.keep_alive = fields.keep_alive.as_ref().map(keep_alive::parse).transpose()?;
+        ask.keep_alive = keep_alive(fields.keep_alive.as_ref())?;
         Ok(Request { ask, stream: fields.stream.unwrap_or(false), echo })
     }
 }
