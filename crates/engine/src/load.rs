@@ -90,6 +90,7 @@ pub fn load(
     };
     let mut pinned = Vec::new();
     let mut options = options.clone();
+    let mut short_bytes = 0;
     loop {
         let options = &mut options;
         let plan = make_plan(model, &surveyed, options, &pinned)?;
@@ -97,7 +98,7 @@ pub fn load(
         let weights = plan.bytes.resident_weights;
         let is_dense = plan.mode == Mode::DenseStreaming;
         let made = if is_dense && options.weights_memory_bytes.is_none() {
-            measured(&opened, plan, &surveyed, options, &pinned)
+            measured(&opened, plan, &surveyed, options, &pinned, short_bytes)
                 .and_then(|plan| load_streamed(&opened, plan, &surveyed, options, progress))
         } else if plan.mode == Mode::FullResident {
             let made = match &opened {
@@ -128,6 +129,15 @@ pub fn load(
             {
                 tracing::info!(needed_bytes, "does not fit after all: streaming");
                 options.weights_memory_bytes = Some(weights.saturating_sub(1));
+            }
+            // What the allocator and threads keep differs from one load to the next, more so in a
+            // process that does other things as well.
+            Err(LoadError::BudgetTooSmall { needed_bytes, budget_bytes })
+                if is_dense && short_bytes == 0 && options.weights_memory_bytes.is_none() =>
+            {
+                short_bytes = needed_bytes.saturating_sub(budget_bytes) + HEADROOM_BYTES;
+                tracing::info!(short_bytes, "buffers are larger than measured: planning again");
+                llama::process::trim();
             }
             Err(LoadError::Llama(llama::LoadError::Unstreamable { names }))
                 if !names.iter().all(|name| pinned.contains(name)) =>
@@ -211,13 +221,15 @@ fn request(
 /// The plan for a model of which whole matrices stream, with what everything but weights really
 /// takes: the model is loaded with nothing in memory that can stream, which reads next to nothing,
 /// and its buffers are made and measured. The estimate has to lie above the truth for every model,
-/// and each byte too much would be read again for every token.
+/// and each byte too much would be read again for every token. `short_bytes` is what an earlier try
+/// lacked.
 fn measured(
     opened: &Opened,
     plan: Plan,
     surveyed: &machine::Survey,
     options: &LoadOptions,
     pinned: &[String],
+    short_bytes: u64,
 ) -> Result<Plan, LoadError> {
     let ask = plan::Request {
         ubatch_tokens: Some(plan.n_ubatch),
@@ -246,7 +258,7 @@ fn measured(
         left = llama::process::rss_bytes().saturating_sub(before),
         "measured"
     );
-    let ask = plan::Request { measured_other_bytes: Some(other), ..ask };
+    let ask = plan::Request { measured_other_bytes: Some(other + short_bytes), ..ask };
     Ok(plan::plan(opened.model(), &surveyed.machine, &ask)?)
 }
 
