@@ -38,11 +38,12 @@ is_all() {
     return 1
 }
 
-# The arguments are lists of packages. Does nothing if these were installed before.
+# The arguments are lists of packages. Does nothing if these, or these and more, are installed.
 install_clients() {
-    local wanted
+    local wanted installed
     wanted=$(cat "$@")
-    if [ -x "$FOLDER/venv/bin/python" ] && [ "$(cat "$FOLDER/installed" 2>/dev/null)" = "$wanted" ]; then
+    installed=$(cat "$FOLDER/installed" 2>/dev/null || true)
+    if [ -x "$FOLDER/venv/bin/python" ] && [[ $installed == "$wanted"* ]]; then
         return
     fi
     python3 -c 'import ensurepip, venv' 2>/dev/null || install_python

@@ -134,6 +134,17 @@ def generate_empty(server):
     assert answer.done and answer.response == "" and answer.done_reason == "load", answer
 
 
+@check("an answer that was begun is gone on with")
+def prefill(server):
+    begun = "Once upon a time there was"
+    messages = [user("Tell me of a fox."), {"role": "assistant", "content": begun}]
+    answer = client(server).chat(MODEL, messages, options=GREEDY)
+    prompt = f"<|im_start|>user\nTell me of a fox.<|im_end|>\n<|im_start|>assistant\n{begun}"
+    raw = client(server).generate(MODEL, prompt, raw=True, options=GREEDY)
+    assert answer.prompt_eval_count == raw.prompt_eval_count
+    assert answer.message.content == raw.response
+
+
 @check("several turns: each reads only what is new")
 def turns(server):
     messages, counts = [], []
