@@ -7,7 +7,7 @@ PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
 # Top to bottom: a crate may use those to its right only. `testkit` stands outside: it may use all,
 # and the others may use it in their tests only.
-readonly ORDER="cli server engine llama plan kv tier profile io gguf"
+readonly ORDER="cli server engine chat llama plan kv tier profile io gguf"
 # Crates with `unsafe`; all others forbid it.
 readonly UNSAFE="llama io"
 
@@ -21,7 +21,7 @@ main() {
     local crate
     check_order
     # The policies are pure: no inference library, no network, no runtime.
-    for crate in plan tier kv; do
+    for crate in chat plan tier kv; do
         check_never_reaches "$crate" llama-cpp-sys-2 hypura-llama axum tokio
     done
     check_never_reaches engine axum hyper
