@@ -21,7 +21,7 @@ main() {
     local crate
     check_order
     # The policies are pure: no inference library, no network, no runtime.
-    for crate in plan tier kv grammar; do
+    for crate in chat plan tier kv grammar; do
         check_never_reaches "$crate" llama-cpp-sys-2 hypura-llama axum tokio
     done
     # Models are found and fetched without either, and with no TLS that is built from C by cmake.

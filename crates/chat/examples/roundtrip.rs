@@ -32,7 +32,7 @@ fn main() -> Result<(), Failure> {
 fn check(path: &Path) -> Result<(String, String), Failure> {
     let template = ChatTemplate::new(&fs::read_to_string(path)?, "<s>", "</s>")?;
     let about = format!("{:?} {:?}", template.capabilities(), template.format());
-    let calls = vec![
+    let calls = [
         call("get_weather", json!({"place": "Zürich \"A\" <b>\nx", "days": 2, "detail": true})),
         call("book_table", json!({"guests": [{"name": "Ann", "age": 1.5}], "time": null})),
     ];

@@ -12,9 +12,10 @@
 
 mod error;
 mod format;
-pub mod fuzz;
+mod fuzz;
 mod id;
 mod jinja;
+mod json;
 mod message;
 mod parse;
 mod probe;

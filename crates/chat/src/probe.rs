@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::error::ChatError;
 use crate::message::{Message, Think, Tool, ToolCall};
-use crate::shape::{Calls, Concession, Reasoning, Shape, thinking};
+use crate::shape::{Calls, Concession, Shape, Thoughts, thinking};
 use crate::template::{Capabilities, ChatTemplate};
 
 /// What is put in and looked for. No template says such words of its own.
@@ -138,12 +138,8 @@ impl Probe<'_> {
             Message::new("user", OTHER),
             Message { reasoning: Some(WORD.into()), ..Message::new("assistant", OTHER) },
         ];
-        let places = [
-            Reasoning::ReasoningContent,
-            Reasoning::Reasoning,
-            Reasoning::Thinking,
-            Reasoning::Part,
-        ];
+        let places =
+            [Thoughts::ReasoningContent, Thoughts::Reasoning, Thoughts::Thinking, Thoughts::Part];
         for place in places {
             self.shape.reasoning = place;
             let texts = [self.render(&messages, &[tool()], None), self.render(&plain, &[], None)];
@@ -155,7 +151,7 @@ impl Probe<'_> {
                 return true;
             }
         }
-        self.shape.reasoning = Reasoning::default();
+        self.shape.reasoning = Thoughts::default();
         false
     }
 

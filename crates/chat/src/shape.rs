@@ -8,6 +8,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::format::Format;
+use crate::json::spaced;
 use crate::message::{Message, Think, Tool, ToolCall};
 
 /// How a template wants its messages.
@@ -32,7 +33,7 @@ pub(crate) struct Shape {
     /// How calls are given.
     pub(crate) calls: Calls,
     /// Where reasoning is put.
-    pub(crate) reasoning: Reasoning,
+    pub(crate) reasoning: Thoughts,
 }
 
 /// How calls are given.
@@ -46,7 +47,7 @@ pub(crate) struct Calls {
 
 /// Where reasoning is put.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Reasoning {
+pub(crate) enum Thoughts {
     /// In `reasoning_content`.
     #[default]
     ReasoningContent,
@@ -136,7 +137,7 @@ impl Shape {
         map.insert("role".to_owned(), json!(message.role));
         let has_calls = !message.tool_calls.is_empty();
         let content = match &message.reasoning {
-            Some(reasoning) if self.reasoning == Reasoning::Part => json!([
+            Some(reasoning) if self.reasoning == Thoughts::Part => json!([
                 {"type": "thinking", "thinking": reasoning},
                 {"type": "text", "text": message.content},
             ]),
@@ -146,10 +147,10 @@ impl Shape {
         };
         map.insert("content".to_owned(), content);
         let key = match self.reasoning {
-            Reasoning::ReasoningContent => Some("reasoning_content"),
-            Reasoning::Reasoning => Some("reasoning"),
-            Reasoning::Thinking => Some("thinking"),
-            Reasoning::Part => None,
+            Thoughts::ReasoningContent => Some("reasoning_content"),
+            Thoughts::Reasoning => Some("reasoning"),
+            Thoughts::Thinking => Some("thinking"),
+            Thoughts::Part => None,
         };
         if let (Some(key), Some(reasoning)) = (key, &message.reasoning) {
             map.insert(key.to_owned(), json!(reasoning));
@@ -170,7 +171,7 @@ impl Shape {
     fn call(&self, call: &ToolCall) -> Value {
         let mut call = call.clone();
         if self.calls.text {
-            call.arguments = Value::String(call.arguments.to_string());
+            call.arguments = Value::String(spaced(&call.arguments));
         }
         json!(call)
     }
@@ -228,7 +229,7 @@ fn describe(messages: &mut Vec<Message>, tools: &[Tool]) {
          JSON schema of its parameters.\n<tools>\n",
     );
     for tool in tools {
-        text.push_str(&json!(tool).to_string());
+        text.push_str(&spaced(&json!(tool)));
         text.push('\n');
     }
     text.push_str(

@@ -3,6 +3,8 @@
 mod grammar;
 mod reasoning;
 mod table;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Body, Syntax, Tags};
+use crate::json::spaced;
 use crate::message::ToolCall;
 
 /// `calls` in this syntax; `None` if the arguments are no objects, or can't be written in it.
@@ -29,7 +30,7 @@ fn body(syntax: &Syntax, index: usize, call: &ToolCall) -> Option<String> {
     let ToolCall { id, name, arguments } = call;
     let object = arguments.as_object()?;
     match syntax.body {
-        Body::Json { name: "", .. } => Some(json!({name: arguments}).to_string()),
+        Body::Json { name: "", .. } => Some(spaced(&json!({name: arguments}))),
         Body::Json { name: name_key, arguments: arguments_key, id: id_key, .. } => {
             let mut map = Map::new();
             if !id_key.is_empty() && !id.is_empty() {
@@ -37,7 +38,7 @@ fn body(syntax: &Syntax, index: usize, call: &ToolCall) -> Option<String> {
             }
             map.insert(name_key.to_owned(), json!(name));
             map.insert(arguments_key.to_owned(), arguments.clone());
-            Some(Value::Object(map).to_string())
+            Some(spaced(&Value::Object(map)))
         }
         Body::Named { before, id: id_mark, head_end, tail } => {
             let id = match id_mark {
@@ -46,6 +47,7 @@ fn body(syntax: &Syntax, index: usize, call: &ToolCall) -> Option<String> {
                 _ if id.is_empty() => String::new(),
                 mark => format!("{mark}{id}"),
             };
+            let arguments = spaced(arguments);
             Some(format!("{before}{name}{id}{head_end}{arguments}{tail}"))
         }
         Body::Tagged(tags) => {
@@ -56,7 +58,7 @@ fn body(syntax: &Syntax, index: usize, call: &ToolCall) -> Option<String> {
         }
         Body::Python => {
             let arguments: Vec<String> =
-                object.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                object.iter().map(|(key, value)| format!("{key}={}", spaced(value))).collect();
             Some(format!("{name}({})", arguments.join(", ")))
         }
         Body::Gemma => Some(format!("{name}{}", gemma(arguments)?)),
@@ -66,7 +68,7 @@ fn body(syntax: &Syntax, index: usize, call: &ToolCall) -> Option<String> {
 fn tagged(tags: &Tags, key: &str, value: &Value) -> Option<String> {
     let text = match value {
         Value::String(text) => text.clone(),
-        value => value.to_string(),
+        value => spaced(value),
     };
     if text.contains(tags.value_end) || key.contains(tags.key_end) {
         return None;

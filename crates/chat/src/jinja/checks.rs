@@ -7,8 +7,11 @@ use super::add_test;
 use super::args::Args;
 use super::operators::{contains, same};
 
+/// Whether a value is of some kind.
+type Kind = fn(&Value) -> bool;
+
 pub(super) fn register(environment: &mut Environment<'static>) {
-    let kinds: [(&'static str, fn(&Value) -> bool); 12] = [
+    let kinds: [(&'static str, Kind); 12] = [
         ("boolean", |value| value.kind() == ValueKind::Bool),
         ("true", |value| value.kind() == ValueKind::Bool && value.is_true()),
         ("false", |value| value.kind() == ValueKind::Bool && !value.is_true()),
@@ -37,7 +40,7 @@ pub(super) fn register(environment: &mut Environment<'static>) {
         Ok(value.checked_rem(by) == Some(0))
     });
     for name in ["eq", "equalto", "=="] {
-        add_test(environment, name, |args| compared(args));
+        add_test(environment, name, compared);
     }
     for name in ["ne", "!="] {
         add_test(environment, name, |args| compared(args).map(|equal| !equal));

@@ -239,7 +239,7 @@ impl<'a> Lexer<'a> {
             let digits = rest.strip_prefix(['+', '-']).unwrap_or(rest);
             if digits.starts_with(|c: char| c.is_ascii_digit()) {
                 is_float = true;
-                text.push_str("e");
+                text.push('e');
                 text.push_str(rest.strip_suffix(digits).unwrap_or_default());
                 self.rest = digits;
                 text.push_str(self.take(digit));

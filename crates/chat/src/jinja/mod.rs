@@ -5,11 +5,12 @@
 //! minijinja that calls functions with Python's meaning (`operators.rs`, `methods.rs`,
 //! `filters.rs`, `checks.rs`) and is bounded in all it does (`work.rs`).
 //!
-//! What differs still: a tuple is a list and is written as one; a number beyond 128 bits is an
+//! What differs still: `safe` and `escape` make texts like any other, where Python goes on to escape
+//! what is added to them; what filters give is a list, where Python has a generator, which is
+//! always true and no JSON; a tuple is a list and is written as one; a number beyond 128 bits is an
 //! error; `varargs` and `kwargs` are unknown in macros; there is no `include`, `import`, `block` or
 //! `autoescape`; of the filters, `batch`, `filesizeformat`, `pprint`, `random`, `slice`,
-//! `striptags`, `truncate`, `urlencode`, `urlize`, `wordwrap` and `xmlattr` are missing, and
-//! `escape` makes a text like any other.
+//! `striptags`, `truncate`, `urlencode`, `urlize`, `wordwrap` and `xmlattr` are missing.
 
 mod args;
 mod checks;
