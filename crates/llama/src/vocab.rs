@@ -120,15 +120,15 @@ impl Vocab<'_> {
     /// Whether text is always cut before and after this token: what stands on either side of it is
     /// tokenized apart (`llama_vocab::impl::tokenizer_st_partition`).
     pub fn is_boundary(&self, token: Token) -> bool {
-        const CUT: u32 = sys::LLAMA_TOKEN_ATTR_CONTROL as u32
-            | sys::LLAMA_TOKEN_ATTR_USER_DEFINED as u32
-            | sys::LLAMA_TOKEN_ATTR_UNKNOWN as u32;
+        const CUT: u32 = sys::LLAMA_TOKEN_ATTR_CONTROL
+            | sys::LLAMA_TOKEN_ATTR_USER_DEFINED
+            | sys::LLAMA_TOKEN_ATTR_UNKNOWN;
         if !usize::try_from(token).is_ok_and(|id| id < self.n_tokens()) {
             return false;
         }
         // SAFETY: the token is one of the vocabulary.
         let attributes = unsafe { sys::llama_vocab_get_attr(self.ptr, token) };
-        attributes as u32 & CUT != 0
+        attributes & CUT != 0
     }
 
     /// The token that ends a text, if the model has one; -1 if not.

@@ -146,7 +146,7 @@ fn cuts(
     let mut first = true;
     for (i, &token) in tokens.iter().enumerate() {
         let piece = runner.piece(token);
-        let Some(rest) = text.as_bytes().get(bytes..) else { return None };
+        let rest = text.as_bytes().get(bytes..)?;
         if !rest.starts_with(&piece) {
             // A beginning-of-text token that the tokenizer put in front.
             if std::mem::take(&mut first) && runner.is_boundary(token) {

@@ -38,7 +38,7 @@ pub(super) fn list(folder: &Path) -> Vec<Session> {
             })
         })
         .collect();
-    sessions.sort_by(|a, b| b.modified.cmp(&a.modified));
+    sessions.sort_by_key(|session| std::cmp::Reverse(session.modified));
     sessions.truncate(SHOWN_MAX);
     sessions
 }

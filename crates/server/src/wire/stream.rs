@@ -131,10 +131,15 @@ mod tests {
     }
 
     async fn written(answers: Vec<Vec<Result<Event, ApiError>>>) -> Vec<String> {
-        let answers = answers.into_iter().map(|events| stream::iter(events)).collect();
+        let answers = answers.into_iter().map(stream::iter).collect();
         let mut data = Vec::new();
         let frames = frames(answers, Names);
-        frames.for_each(|frame| future::ready(data.push(frame.data))).await;
+        frames
+            .for_each(|frame| {
+                data.push(frame.data);
+                future::ready(())
+            })
+            .await;
         data
     }
 

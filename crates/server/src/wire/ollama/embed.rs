@@ -6,9 +6,9 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::super::keep_alive::keep_alive;
 use super::error::{OllamaError, about_model};
 use super::format::{is_zero, nanos};
-use super::super::keep_alive::keep_alive;
 use super::options::Options;
 use super::request::model_name;
 use crate::answer::{EmbedAsk, EmbedInput, embed as ask_embed};

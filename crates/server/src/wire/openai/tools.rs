@@ -222,7 +222,7 @@ mod tests {
         let mut flat = fields.clone();
         flat["type"] = json!("function");
         for tool in [json!({"type": "function", "function": fields}), flat] {
-            assert_eq!(read(json!([tool])).unwrap(), [expected.clone()]);
+            assert_eq!(read(json!([tool])).unwrap(), std::slice::from_ref(&expected));
         }
     }
 
