@@ -182,6 +182,17 @@ async fn models_share_the_server() {
 }
 
 #[tokio::test]
+async fn a_model_whose_engine_has_stopped_is_loaded_anew() {
+    let served = Served::new();
+    *served.stage.has_stopped.lock().unwrap() = true;
+    let gone = ask(&served.app, question(chat(&[("user", "Hi")]))).await.err().unwrap();
+    assert_eq!(gone.kind, ErrorKind::Unavailable);
+    *served.stage.has_stopped.lock().unwrap() = false;
+    collect(ask(&served.app, question(chat(&[("user", "Hi")]))).await.unwrap()).await;
+    assert_eq!(served.stage.loads.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn embeddings_come_in_order() {
     let served = Served::new();
     let asked = EmbedAsk {

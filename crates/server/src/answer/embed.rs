@@ -95,7 +95,7 @@ pub async fn embed(app: &Shared, ask: EmbedAsk) -> Result<Embedded, ApiError> {
         let reply = Box::new(move |result| {
             let _ = sender.send(result);
         });
-        let ticket = runner.embed(inputs, reply).map_err(refused)?;
+        let ticket = runner.embed(inputs, reply).map_err(|error| refused(&lease, error))?;
         Ok((lease, ticket, prompt_tokens))
     })
     .await?;

@@ -41,7 +41,8 @@ pub async fn ask(app: &Shared, ask: Ask) -> Result<Answer, ApiError> {
     let (lease, prompt, ticket) = blocking(move || {
         let prompt = prompt::prepare(&lease, &ask)?;
         let sink = Box::new(move |happening| sender.send(happening).is_ok());
-        let ticket = lease.runner().generate(prompt.request.clone(), sink).map_err(refused)?;
+        let ticket = lease.runner().generate(prompt.request.clone(), sink);
+        let ticket = ticket.map_err(|error| refused(&lease, error))?;
         Ok((lease, prompt, ticket))
     })
     .await?;
@@ -309,14 +310,17 @@ impl Stream for Answer {
     }
 }
 
-pub(super) fn refused(error: Refused) -> ApiError {
+pub(super) fn refused(lease: &Lease, error: Refused) -> ApiError {
     match error {
         Refused::Busy { retry_after, .. } => ApiError {
             retry_after: Some(retry_after),
             ..ApiError::new(ErrorKind::Unavailable, error.to_string())
         },
         Refused::Constraint(error) => ApiError::bad(error.to_string()),
-        _ => gone(),
+        _ => {
+            lease.discard();
+            gone()
+        }
     }
 }
 

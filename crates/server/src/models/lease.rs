@@ -1,6 +1,6 @@
 //! A model in memory, and those who hold it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub(crate) struct Loaded {
     /// How it was asked for.
     pub(super) asked: Want,
     active: AtomicUsize,
+    /// Whether its engine has stopped: it is of no use any more.
+    is_broken: AtomicBool,
     times: Mutex<Times>,
 }
 
@@ -40,7 +42,8 @@ impl Loaded {
         keep_alive: KeepAlive,
     ) -> Loaded {
         let times = Mutex::new(Times { used_at: Instant::now(), keep_alive });
-        Loaded { entry, runner, settings, memory, asked, active: AtomicUsize::new(0), times }
+        let (active, is_broken) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Loaded { entry, runner, settings, memory, asked, active, is_broken, times }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -67,7 +70,11 @@ impl Loaded {
     }
 
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.due().is_some_and(|due| due <= now)
+        self.is_broken() || self.due().is_some_and(|due| due <= now)
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Acquire)
     }
 
     pub(super) fn describe(&self) -> LoadedModel {
@@ -133,6 +140,12 @@ impl Lease {
 
     pub(crate) fn memory(&self) -> &Memory {
         &self.loaded.memory
+    }
+
+    /// Its engine has stopped: it is loaded anew for the next request.
+    pub(crate) fn discard(&self) {
+        tracing::error!(model = %self.loaded.entry.name, "internal error: the engine has stopped");
+        self.loaded.is_broken.store(true, Ordering::Release);
     }
 
     /// Whether it was loaded because of this request.

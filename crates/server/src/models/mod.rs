@@ -246,7 +246,9 @@ impl Inner {
 impl State {
     fn find(&self, entry: &Entry, want: &Want) -> Option<Arc<Loaded>> {
         let is_same = |loaded: &&Arc<Loaded>| {
-            loaded.entry.digest == entry.digest && loaded.entry.name == entry.name
+            !loaded.is_broken()
+                && loaded.entry.digest == entry.digest
+                && loaded.entry.name == entry.name
         };
         let n_ctx = want.num_ctx.map_or(0, |n| n as usize);
         let is_enough = |loaded: &&Arc<Loaded>| {

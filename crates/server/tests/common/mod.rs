@@ -60,6 +60,7 @@ pub(crate) struct Stage {
     /// How often a model was loaded.
     pub(crate) loads: Mutex<Vec<String>>,
     pub(crate) is_busy: Mutex<bool>,
+    pub(crate) has_stopped: Mutex<bool>,
 }
 
 pub(crate) struct Scripted {
@@ -122,6 +123,9 @@ impl Runner for Scripted {
     fn generate(&self, request: GenerateRequest, mut sink: Sink) -> Result<Ticket, Refused> {
         if *self.stage.is_busy.lock().unwrap() {
             return Err(Refused::Busy { waiting: 64, retry_after: Duration::from_secs(7) });
+        }
+        if *self.stage.has_stopped.lock().unwrap() {
+            return Err(Refused::Gone);
         }
         let script = self.stage.scripts.lock().unwrap().pop_front();
         let script = script.unwrap_or_else(|| Script::say(&["Hello", " there"]));
