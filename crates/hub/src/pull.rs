@@ -61,7 +61,7 @@ impl Default for PullConfig {
             token: None,
             connect_timeout: Duration::from_secs(30),
             read_timeout: Duration::from_secs(60),
-            retries: 6,
+            retries: 4,
             backoff: Duration::from_secs(1),
             bytes_max: 4 << 40,
         }

@@ -184,8 +184,9 @@ impl Patience<'_> {
             return Err(error);
         }
         self.left -= 1;
-        tracing::debug!("trying again: {error}");
-        self.http.sleep(after.unwrap_or(self.backoff))?;
+        let pause = after.unwrap_or(self.backoff);
+        tracing::warn!("{error} (trying again in {} s)", pause.as_secs());
+        self.http.sleep(pause)?;
         self.backoff = self.backoff.saturating_mul(2).min(BACKOFF_MAX);
         Ok(())
     }
