@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use hypura_chat::{Delta, Parser};
-use hypura_engine::llama::Token;
+use hypura_engine::llama::{EmbedError, Token};
 use hypura_engine::{
     Finish as EngineFinish, GenerateError, Generated, Happening, Refused, Ticket, Update,
 };
@@ -326,8 +326,11 @@ pub(super) fn refused(lease: &Lease, error: Refused) -> ApiError {
 
 pub(super) fn failed(error: &GenerateError) -> ApiError {
     let kind = match error {
-        GenerateError::EmptyPrompt | GenerateError::Constraint(_) => ErrorKind::BadRequest,
-        GenerateError::PromptTooLong { .. } => ErrorKind::ContextLength,
+        GenerateError::EmptyPrompt
+        | GenerateError::Constraint(_)
+        | GenerateError::Embed(EmbedError::Empty | EmbedError::None) => ErrorKind::BadRequest,
+        GenerateError::PromptTooLong { .. }
+        | GenerateError::Embed(EmbedError::TooLong { .. }) => ErrorKind::ContextLength,
         _ => ErrorKind::Internal,
     };
     ApiError::new(kind, error.to_string())
