@@ -127,30 +127,31 @@ fn tagged(
     if key.contains(tags.key_end) {
         return None;
     }
-    let is_text = schema.get("type") == Some(&json!("string")) && schema.get("enum").is_none();
+    let choices = schema.get("enum").and_then(Value::as_array);
+    let choices = choices.filter(|choices| choices.iter().all(Value::is_string));
+    let is_text = choices.is_some() || schema.get("type") == Some(&json!("string"));
     let kind = tags.kinds.map_or("", |kinds| if is_text { kinds.0 } else { kinds.1 });
     let line = if tags.padded { "\n" } else { "" };
     let begin = sequence(&[
         literal(tags.open),
-        literal(&format!("{key}{}{kind}", tags.key_end)),
+        marks(&format!("{key}{}{kind}", tags.key_end)),
         literal(tags.value_begin),
         literal(line),
     ]);
     let end = sequence(&[literal(line), literal(tags.value_end), literal("\n")]);
-    let choices = schema.get("enum").and_then(Value::as_array);
     let value = match choices {
-        Some(choices) if choices.iter().all(Value::is_string) => {
+        Some(choices) => {
             let choices: Vec<String> =
                 choices.iter().filter_map(Value::as_str).map(literal).collect();
             format!("( {} )", choices.join(" | "))
         }
         // Any text, up to the mark that ends it.
-        _ if is_text => {
+        None if is_text => {
             let stop = format!("{line}{}", tags.value_end);
             rules.push(format!("{rule}_text[suffix={}]: /(.|\\n)*/", literal(&stop)));
             return Some(format!("{begin} {rule}_text {}", literal("\n")));
         }
-        _ => {
+        None => {
             rules.push(format!("{rule}_json: %json {schema}"));
             format!("{rule}_json")
         }

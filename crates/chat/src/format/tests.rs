@@ -1,7 +1,9 @@
 //! Grammars force what is written, and what they force is read.
 
+use std::sync::LazyLock;
+
 use llguidance::api::TopLevelGrammar;
-use llguidance::toktrie::{ApproximateTokEnv, TokEnv};
+use llguidance::toktrie::ApproximateTokEnv;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
@@ -43,9 +45,9 @@ fn call(name: &str, arguments: Value) -> ToolCall {
 
 /// Whether `grammar` takes all of `text`, and may end there.
 fn accepts(grammar: &str, text: &str) -> bool {
-    let environment: TokEnv = ApproximateTokEnv::single_byte_env();
-    let factory = ParserFactory::new_simple(&environment).unwrap();
-    let parser = factory.create_parser(TopLevelGrammar::from_lark(grammar.to_owned()));
+    static FACTORY: LazyLock<ParserFactory> =
+        LazyLock::new(|| ParserFactory::new_simple(&ApproximateTokEnv::single_byte_env()).unwrap());
+    let parser = FACTORY.create_parser(TopLevelGrammar::from_lark(grammar.to_owned()));
     let mut matcher = Matcher::new(Ok(parser.unwrap_or_else(|e| panic!("{e:#}\n{grammar}"))));
     let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
     let taken = matcher.try_consume_tokens(&tokens).unwrap();
