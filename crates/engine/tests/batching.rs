@@ -166,6 +166,26 @@ fn whoever_goes_away_ends_and_the_others_go_on() {
 }
 
 #[test]
+fn embeddings_are_computed_whoever_goes_away_meanwhile() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let engine = start(&tiny_model(folder.path(), "llama"), &with_parallel(2, None));
+    for round in 0..10 {
+        let (leaving, gone) = submit(&engine, request(&prompt(round, 600), 5));
+        while !matches!(gone.recv_timeout(LONG).unwrap(), Happening::Update(Update::Begin)) {}
+        let (sender, answer) = channel();
+        let reply = Box::new(move |result| {
+            let _ = sender.send(result);
+        });
+        let inputs = (0..4).map(|i| prompt(100 + i, 60)).collect();
+        let _ticket = engine.embed(inputs, reply).unwrap();
+        drop(leaving);
+        assert_eq!(answer.recv_timeout(LONG).unwrap().unwrap().len(), 4);
+        end(&gone);
+    }
+}
+
+#[test]
 fn cells_are_shared_and_the_last_one_gives_way() {
     let _alone = alone();
     for name in ["llama", "qwen3next"] {

@@ -25,6 +25,17 @@ pub fn rss_bytes() -> u64 {
     pages.map_or_else(peak_rss_bytes, |pages| pages * page)
 }
 
+/// Lets all threads share one pool of the allocator. Otherwise each thread that has loaded a model
+/// keeps tens of megabytes of its pool for later, whatever [`trim`] does: a process that loads models
+/// again and again holds no budget. To be called before there are other threads.
+pub fn share_allocator() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: has no preconditions.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Gives memory that the allocator keeps for later back to the system, where it can.
 pub fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -40,6 +40,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
             args.host
         );
     }
+    hypura_engine::llama::process::share_allocator();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,8 +1,9 @@
 //! What is done with the context beside answering.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hypura_llama::{SCRATCH_SEQUENCES, Token};
+use hypura_llama::{DecodeError, EmbedError, SCRATCH_SEQUENCES, Token};
 
 use super::Scheduler;
 use super::slot::{Slot, position};
@@ -93,8 +94,15 @@ impl Scheduler {
             slot.clear(&mut self.context);
             slot.seq
         };
-        let result = self.context.embed(seq, tokens).map_err(GenerateError::from);
-        Some(result)
+        let is_aborted = self.context.abort_flag().load(Ordering::Relaxed);
+        if is_aborted && !self.board.take_cancel() {
+            return Some(Err(DecodeError::Aborted.into()));
+        }
+        match self.context.embed(seq, tokens) {
+            // Somebody else's request was cancelled: this one is computed again.
+            Err(EmbedError::Decode(DecodeError::Aborted)) if self.board.take_cancel() => None,
+            result => Some(result.map_err(GenerateError::from)),
+        }
     }
 
     /// Whether nobody waits for a request any more.

@@ -329,8 +329,9 @@ pub(super) fn failed(error: &GenerateError) -> ApiError {
         GenerateError::EmptyPrompt
         | GenerateError::Constraint(_)
         | GenerateError::Embed(EmbedError::Empty | EmbedError::None) => ErrorKind::BadRequest,
-        GenerateError::PromptTooLong { .. }
-        | GenerateError::Embed(EmbedError::TooLong { .. }) => ErrorKind::ContextLength,
+        GenerateError::PromptTooLong { .. } | GenerateError::Embed(EmbedError::TooLong { .. }) => {
+            ErrorKind::ContextLength
+        }
         _ => ErrorKind::Internal,
     };
     ApiError::new(kind, error.to_string())

@@ -100,6 +100,7 @@ impl Loaded {
         while runner.strong_count() > 0 && begin.elapsed() < LOOK_AT_MOST {
             std::thread::sleep(Duration::from_millis(2));
         }
+        hypura_engine::llama::process::trim();
     }
 }
 
