@@ -59,7 +59,7 @@ fn any_object() {
     ] {
         check(&Rule::Json, text);
     }
-    let spaces = format!("{{\n{}^ }}", " ".repeat(64));
+    let spaces = format!("{{\n{}^ }}", " ".repeat(20));
     check(&Rule::Json, &spaces);
 }
 
@@ -85,8 +85,17 @@ fn objects() {
     );
     check_schema(
         json!({"type": "object", "properties": {"a": {"type": "null"}}}),
-        &[r#"{}"#, r#"{"b": [1]}"#, r#"{"a": null, "b": 1}"#, r#"{"a": ^1}"#],
+        &[r#"{}"#, r#"{"^b": [1]}"#, r#"{"a": null^, "b": 1}"#, r#"{"a": ^1}"#],
     );
+    check_schema(
+        json!({"properties": {"a": {"type": "null"}}, "additionalProperties": true,
+               "type": "object"}),
+        &[r#"{"b": [1]}"#, r#"{"a": null, "b": 1}"#],
+    );
+    check_schema(json!({"type": "object"}), &[r#"{"b": [1]}"#]);
+    // One part must not close what another one adds to.
+    let part = |name: &str| json!({"type": "object", "properties": {name: {"type": "null"}}});
+    check_schema(json!({"allOf": [part("a"), part("b")]}), &[r#"{"a": null, "b": null}"#]);
     check_schema(
         json!({"type": "object", "patternProperties": {"^n_": {"type": "integer"}},
                "additionalProperties": false}),
@@ -104,6 +113,10 @@ fn values() {
     check_schema(
         json!({"anyOf": [{"type": "integer"}, {"type": "null"}]}),
         &["12", "null", "^\"12\""],
+    );
+    check_schema(
+        json!({"type": "integer"}),
+        &["0", "-9007199254740991", "9007199254740991", "900719925474099^2"],
     );
     check_schema(
         json!({"type": "integer", "minimum": 3, "maximum": 12}),
