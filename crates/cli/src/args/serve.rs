@@ -87,7 +87,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME", help_heading = ACCESS)]
     pub(crate) allow_host: Vec<String>,
 
-    /// An origin of web pages that may call it, such as https://chat.example; * is all. May be given
+    /// An origin of web pages that may call it, such as `https://chat.example`; * is all. May be given
     /// several times
     #[arg(long, value_name = "ORIGIN", help_heading = ACCESS)]
     pub(crate) allow_origin: Vec<String>,
