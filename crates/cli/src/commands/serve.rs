@@ -17,6 +17,7 @@ use crate::{home, output};
 const KEY_FILE_BYTES_MAX: u64 = 1 << 20;
 
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    super::check_thread_count(args.threads)?;
     let api_keys = keys(args)?;
     let has_keys = !api_keys.is_empty();
     let config = Config {
