@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{alone, demo, options};
+use common::{alone, demo, greedy, options};
 use hypura_engine::kv::{DiskFault, FaultDisk, Session, SystemDisk};
-use hypura_engine::llama::{BatchToken, FlashAttention, SamplerParams};
+use hypura_engine::llama::{BatchToken, FlashAttention};
 use hypura_engine::plan::KvType;
 use hypura_engine::{
-    Engine, GenerateRequest, Generated, HotLimit, KvOptions, LoadOptions, Settled, pack_session,
-    unpack_session,
+    Engine, Generated, HotLimit, KvOptions, LoadOptions, Settled, pack_session, unpack_session,
 };
 use hypura_testkit::text::forced_tokens;
 use hypura_testkit::tiny;
@@ -50,15 +49,7 @@ fn start(path: &Path, options: &LoadOptions) -> Engine {
 }
 
 fn generate(engine: &Engine, prompt: &[i32], n: usize) -> Generated {
-    let request = GenerateRequest {
-        prompt: prompt.to_vec(),
-        max_tokens: Some(n),
-        sampler: SamplerParams { temperature: 0.0, ..SamplerParams::default() },
-        ignore_end: true,
-        hash_logits: true,
-        ..GenerateRequest::default()
-    };
-    engine.generate(request, |_| {}).unwrap().unwrap()
+    engine.generate(greedy(prompt, n), |_| {}).unwrap().unwrap()
 }
 
 fn settle(engine: &Engine) -> Settled {

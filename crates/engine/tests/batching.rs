@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use common::{alone, demo, options};
+use common::{alone, demo, greedy, options};
 use hypura_engine::llama::{FlashAttention, SamplerParams};
 use hypura_engine::{
     Constrained, Engine, Finish, GenerateRequest, Generated, Happening, KvOptions, LoadOptions,
@@ -40,17 +40,6 @@ fn with_parallel(parallel: u32, cold_dir: Option<PathBuf>) -> LoadOptions {
 
 fn start(path: &Path, options: &LoadOptions) -> Engine {
     Engine::start(hypura_engine::load(path, options, &mut |_| true).unwrap()).unwrap()
-}
-
-fn request(prompt: &[i32], n: usize) -> GenerateRequest {
-    GenerateRequest {
-        prompt: prompt.to_vec(),
-        max_tokens: Some(n),
-        sampler: SamplerParams { temperature: 0.0, ..SamplerParams::default() },
-        ignore_end: true,
-        hash_logits: true,
-        ..GenerateRequest::default()
-    }
 }
 
 /// Sends what happens.
@@ -92,7 +81,7 @@ fn all_are_answered_and_who_is_alone_is_answered_as_ever() {
         let wanted = prompt(7, 300);
         // A window's ring is longer where more sequences share it: as many as below.
         let fresh = start(&path, &with_parallel(3, Some(folder.path().join("fresh"))));
-        let (_ticket, first) = submit(&fresh, request(&wanted, 20));
+        let (_ticket, first) = submit(&fresh, greedy(&wanted, 20));
         let expected = end(&first);
         drop(fresh);
 
@@ -101,7 +90,7 @@ fn all_are_answered_and_who_is_alone_is_answered_as_ever() {
         let under_way: Vec<_> = lengths
             .iter()
             .enumerate()
-            .map(|(i, &n)| submit(&engine, request(&prompt(20 + i as u64, n), 12 + i)))
+            .map(|(i, &n)| submit(&engine, greedy(&prompt(20 + i as u64, n), 12 + i)))
             .collect();
         for (i, (_ticket, happenings)) in under_way.iter().enumerate() {
             let answer = end(happenings);
@@ -110,7 +99,7 @@ fn all_are_answered_and_who_is_alone_is_answered_as_ever() {
             assert_eq!(answer.prompt_tokens, lengths[i], "{name}");
         }
         engine.settle(LONG).unwrap().unwrap();
-        let (_ticket, last) = submit(&engine, request(&wanted, 20));
+        let (_ticket, last) = submit(&engine, greedy(&wanted, 20));
         let got = end(&last);
         assert_eq!(got.tokens, expected.tokens, "{name}");
         assert_eq!(got.logits_sha256, expected.logits_sha256, "{name}");
@@ -124,16 +113,16 @@ fn a_conversation_goes_on_after_others() {
         let folder = tempfile::tempdir().unwrap();
         let path = tiny_model(folder.path(), name);
         let conversation = |engine: &Engine, between: bool| {
-            let (_ticket, first) = submit(engine, request(&prompt(7, 200), 9));
+            let (_ticket, first) = submit(engine, greedy(&prompt(7, 200), 9));
             let first = end(&first);
             if between {
                 for seed in 30..34 {
-                    end(&submit(engine, request(&prompt(seed, 50), 5)).1);
+                    end(&submit(engine, greedy(&prompt(seed, 50), 5)).1);
                 }
             }
             engine.settle(LONG).unwrap().unwrap();
             let next = [prompt(7, 200), first.tokens, prompt(9, 24)].concat();
-            let (_ticket, second) = submit(engine, request(&next, 9));
+            let (_ticket, second) = submit(engine, greedy(&next, 9));
             end(&second)
         };
         let fresh = start(&path, &with_parallel(3, Some(folder.path().join("fresh"))));
@@ -150,18 +139,18 @@ fn whoever_goes_away_ends_and_the_others_go_on() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let engine = start(&tiny_model(folder.path(), "llama"), &with_parallel(2, None));
-    let (leaving, gone) = submit(&engine, request(&prompt(1, 20), 900));
-    let (_ticket, staying) = submit(&engine, request(&prompt(2, 20), 60));
+    let (leaving, gone) = submit(&engine, greedy(&prompt(1, 20), 900));
+    let (_ticket, staying) = submit(&engine, greedy(&prompt(2, 20), 60));
     first_text(&gone);
     drop(leaving);
     assert_eq!(end(&gone).finish, Finish::Interrupted);
     assert_eq!(end(&staying).tokens.len(), 60);
     // Nobody waits for this prompt: the computation itself is stopped, and the next one is not.
-    let (vain, happenings) = submit(&engine, request(&prompt(3, 1000), 5));
+    let (vain, happenings) = submit(&engine, greedy(&prompt(3, 1000), 5));
     while !matches!(happenings.recv_timeout(LONG).unwrap(), Happening::Update(Update::Begin)) {}
     drop(vain);
     assert_eq!(end(&happenings).finish, Finish::Interrupted);
-    let (_ticket, after) = submit(&engine, request(&prompt(4, 30), 5));
+    let (_ticket, after) = submit(&engine, greedy(&prompt(4, 30), 5));
     assert_eq!(end(&after).tokens.len(), 5);
 }
 
@@ -171,7 +160,7 @@ fn embeddings_are_computed_whoever_goes_away_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let engine = start(&tiny_model(folder.path(), "llama"), &with_parallel(2, None));
     for round in 0..10 {
-        let (leaving, gone) = submit(&engine, request(&prompt(round, 600), 5));
+        let (leaving, gone) = submit(&engine, greedy(&prompt(round, 600), 5));
         while !matches!(gone.recv_timeout(LONG).unwrap(), Happening::Update(Update::Begin)) {}
         let (sender, answer) = channel();
         let reply = Box::new(move |result| {
@@ -194,14 +183,14 @@ fn cells_are_shared_and_the_last_one_gives_way() {
         let engine = start(&path, &with_parallel(4, Some(folder.path().join("kv"))));
         // Together they need more than the 1024 cells.
         let under_way: Vec<_> =
-            (0..4).map(|i| submit(&engine, request(&prompt(40 + i, 150), 250))).collect();
+            (0..4).map(|i| submit(&engine, greedy(&prompt(40 + i, 150), 250))).collect();
         for (_ticket, happenings) in &under_way {
             let answer = end(happenings);
             assert_eq!((answer.tokens.len(), answer.prompt_tokens), (250, 150), "{name}");
             assert_eq!(answer.finish, Finish::Length, "{name}");
         }
         // One alone may fill all of it.
-        let (_ticket, full) = submit(&engine, request(&prompt(50, 1000), 100));
+        let (_ticket, full) = submit(&engine, greedy(&prompt(50, 1000), 100));
         assert_eq!(end(&full).finish, Finish::ContextFull, "{name}");
     }
 }
@@ -212,9 +201,9 @@ fn the_queue_is_bounded_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let options = LoadOptions { queue_max: 2, ..with_parallel(1, None) };
     let engine = start(&tiny_model(folder.path(), "llama"), &options);
-    let held: Vec<_> = (0..3).map(|i| submit(&engine, request(&prompt(i, 10), 900))).collect();
+    let held: Vec<_> = (0..3).map(|i| submit(&engine, greedy(&prompt(i, 10), 900))).collect();
     let (sink, _) = sink();
-    let refused = engine.submit(request(&prompt(9, 10), 1), sink);
+    let refused = engine.submit(greedy(&prompt(9, 10), 1), sink);
     assert!(matches!(refused.err(), Some(Refused::Busy { waiting: 2, .. })));
     first_text(&held[0].1);
     let status = engine.status();
@@ -228,7 +217,7 @@ fn the_queue_is_bounded_and_says_so() {
             let sink: Sink = Box::new(move |happening| sender.send(happening).is_ok());
             (sink, happenings)
         };
-        if let Ok(_ticket) = engine.submit(request(&prompt(9, 10), 1), sink) {
+        if let Ok(_ticket) = engine.submit(greedy(&prompt(9, 10), 1), sink) {
             break end(&happenings);
         }
         std::thread::yield_now();
@@ -242,7 +231,7 @@ fn probabilities_are_told_with_their_tokens() {
     let engine = start(&demo("demo-draft-3m-q8_0.gguf"), &with_parallel(1, None));
     let asked = GenerateRequest {
         logprobs: Some(3),
-        ..request(&engine.tokenize("Once upon a time", true), 6)
+        ..greedy(&engine.tokenize("Once upon a time", true), 6)
     };
     let (_ticket, happenings) = submit(&engine, asked);
     let mut choices = Vec::new();
@@ -279,7 +268,7 @@ fn an_answer_has_the_form_that_was_asked_for() {
         constraint: Some(Constrained { rule, after: None }),
         sampler: SamplerParams { temperature: 1.0, seed: 3, ..SamplerParams::default() },
         ignore_end: false,
-        ..request(&engine.tokenize("An old man, as JSON: ", true), 200)
+        ..greedy(&engine.tokenize("An old man, as JSON: ", true), 200)
     };
     let (_ticket, happenings) = submit(&engine, asked);
     let answer = end(&happenings);
@@ -291,7 +280,7 @@ fn an_answer_has_the_form_that_was_asked_for() {
     let rule = hypura_grammar::Rule::JsonSchema(serde_json::json!({"type": "colour"}));
     let wrong = GenerateRequest {
         constraint: Some(Constrained { rule, after: None }),
-        ..request(&[1, 2], 5)
+        ..greedy(&[1, 2], 5)
     };
     assert!(matches!(engine.submit(wrong, sink).err(), Some(Refused::Constraint(_))));
 }
@@ -303,7 +292,7 @@ fn embeddings_leave_answers_as_they_are() {
         let folder = tempfile::tempdir().unwrap();
         let path = tiny_model(folder.path(), name);
         let engine = start(&path, &with_parallel(1, None));
-        let (_ticket, first) = submit(&engine, request(&prompt(7, 60), 9));
+        let (_ticket, first) = submit(&engine, greedy(&prompt(7, 60), 9));
         let first = end(&first);
         let next = [prompt(7, 60), first.tokens.clone(), prompt(8, 10)].concat();
 
@@ -321,11 +310,11 @@ fn embeddings_leave_answers_as_they_are() {
         let length: f32 = vectors[0].iter().map(|x| x * x).sum();
         assert!((length - 1.0).abs() < 1e-4, "{name}: {length}");
 
-        let (_ticket, second) = submit(&engine, request(&next, 9));
+        let (_ticket, second) = submit(&engine, greedy(&next, 9));
         let second = end(&second);
         let fresh = start(&path, &with_parallel(1, None));
-        end(&submit(&fresh, request(&prompt(7, 60), 9)).1);
-        let (_ticket, expected) = submit(&fresh, request(&next, 9));
+        end(&submit(&fresh, greedy(&prompt(7, 60), 9)).1);
+        let (_ticket, expected) = submit(&fresh, greedy(&next, 9));
         assert_eq!(second.logits_sha256, end(&expected).logits_sha256, "{name}");
     }
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{alone, options};
+use common::{alone, greedy, options};
 use hypura_engine::io::{FaultEngine, FaultPlan, PoolConfig, PreadPool};
-use hypura_engine::llama::{FlashAttention, SamplerParams};
-use hypura_engine::{Engine, Finish, GenerateRequest, Generated, LoadOptions, Update};
+use hypura_engine::llama::FlashAttention;
+use hypura_engine::{Engine, Finish, Generated, LoadOptions, Update};
 use hypura_testkit::text::forced_tokens;
 use hypura_testkit::tiny;
 
@@ -28,18 +28,8 @@ fn start(path: &Path, options: &LoadOptions) -> Engine {
     Engine::start(common::load_share(path, &options, 0.0)).unwrap()
 }
 
-fn request(prompt: &[i32], n: usize) -> GenerateRequest {
-    GenerateRequest {
-        prompt: prompt.to_vec(),
-        max_tokens: Some(n),
-        sampler: SamplerParams { temperature: 0.0, ..SamplerParams::default() },
-        ignore_end: true,
-        ..GenerateRequest::default()
-    }
-}
-
 fn generate(engine: &Engine, prompt: &[i32], n: usize) -> Generated {
-    engine.generate(request(prompt, n), |_| {}).unwrap().unwrap()
+    engine.generate(greedy(prompt, n), |_| {}).unwrap().unwrap()
 }
 
 const VOCABULARY: usize = 256;
@@ -105,7 +95,7 @@ fn the_context_ends_an_answer_when_it_is_full() {
     assert_eq!(answer.finish, Finish::ContextFull);
     // One token more than there are cells: the last one is not computed.
     assert_eq!(answer.tokens.len(), 13);
-    let error = engine.generate(request(&forced_tokens(7, 513, VOCABULARY), 1), |_| {}).unwrap();
+    let error = engine.generate(greedy(&forced_tokens(7, 513, VOCABULARY), 1), |_| {}).unwrap();
     assert!(error.unwrap_err().to_string().contains("513 tokens"));
 }
 
@@ -160,7 +150,7 @@ fn a_listener_that_goes_away_ends_its_answer() {
     let flag = engine.abort_flag();
     let mut seen = 0;
     let stopped = engine
-        .generate(request(&forced_tokens(3, 20, VOCABULARY), 200), |update| {
+        .generate(greedy(&forced_tokens(3, 20, VOCABULARY), 200), |update| {
             seen += usize::from(matches!(update, Update::Text(_)));
             if seen == 3 {
                 flag.store(true, Ordering::SeqCst);

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hypura_engine::llama::{BatchToken, DecodeError, FlashAttention, Layout, plain};
+use hypura_engine::llama::{BatchToken, DecodeError, FlashAttention, Layout, SamplerParams, plain};
 use hypura_engine::plan::PlanError;
-use hypura_engine::{LoadError, LoadOptions, Loaded, StreamStats};
+use hypura_engine::{GenerateRequest, LoadError, LoadOptions, Loaded, StreamStats};
 use hypura_testkit::text::forced_tokens;
 
 /// Tokens decoded one by one after the prompt.
@@ -37,6 +37,19 @@ pub fn options(flash: FlashAttention) -> LoadOptions {
         flash_attention: flash,
         all_outputs: true,
         ..LoadOptions::default()
+    }
+}
+
+/// `n` tokens after a prompt, always the likeliest one, also behind an end of text; with a hash of the
+/// logits.
+pub fn greedy(prompt: &[i32], n: usize) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.to_vec(),
+        max_tokens: Some(n),
+        sampler: SamplerParams { temperature: 0.0, ..SamplerParams::default() },
+        ignore_end: true,
+        hash_logits: true,
+        ..GenerateRequest::default()
     }
 }
 
