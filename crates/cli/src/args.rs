@@ -1,5 +1,6 @@
 //! The command line, as it is typed.
 
+mod gpu;
 mod kv;
 mod serve;
 mod session;
@@ -17,6 +18,7 @@ use crate::commands::optimize::OptimizeArgs;
 use crate::commands::trace::TraceArgs;
 use crate::size;
 
+pub(crate) use gpu::GpuArgs;
 pub(crate) use kv::KvArgs;
 pub(crate) use serve::{LogFormat, ServeArgs};
 pub(crate) use session::{SessionArgs, SessionCommand};
@@ -148,6 +150,9 @@ pub(crate) struct ModelArgs {
     pub(crate) layout: LayoutArg,
 
     #[command(flatten)]
+    pub(crate) gpu: GpuArgs,
+
+    #[command(flatten)]
     pub(crate) kv: KvArgs,
 
     /// Whether attention is computed by the fused kernel
@@ -199,7 +204,7 @@ impl ModelArgs {
 
     /// What the engine is asked for.
     pub(crate) fn load_options(&self) -> LoadOptions {
-        LoadOptions {
+        let mut options = LoadOptions {
             memory_bytes: self.memory,
             weights_memory_bytes: self.weights_memory,
             ctx_tokens: self.ctx_tokens(),
@@ -213,7 +218,9 @@ impl ModelArgs {
             profile_dir: crate::home::cache(),
             history_dir: crate::home::data().map(|data| data.join("history")),
             ..LoadOptions::default()
-        }
+        };
+        self.gpu.set(&mut options);
+        options
     }
 }
 

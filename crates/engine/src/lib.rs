@@ -15,6 +15,7 @@ mod board;
 mod engine;
 mod estimate;
 mod generate;
+mod gpu;
 mod history;
 mod hot;
 mod load;
@@ -40,6 +41,7 @@ pub use generate::{
     Constrained, FILL_TOKENS, Finish, GenerateError, GenerateRequest, Generated, TokenChoice,
     Update,
 };
+pub use gpu::GpuChoice;
 pub use hypura_chat::{ChatError, ChatTemplate, Message};
 pub use hypura_hub::{ResolveError, Stores};
 pub use load::{Loaded, free_bytes, load, load_baseline, plan_only};
@@ -49,12 +51,12 @@ pub use optimize::{
     TensorCount, optimize, suits_this_cpu,
 };
 pub use options::{LoadError, LoadOptions, Progress, ReaderFactory, reader};
-pub use report::{LoadSummary, RunStats, mode_name};
+pub use report::{GpuRunStats, LoadSummary, RunStats, mode_name};
 pub use sessions::{
     Packed, SessionFileError, Unpacked, fingerprint_of, local_time, pack_session, unpack_session,
 };
 pub use status::{EngineStatus, ExpertMap, SequenceState, SequenceStatus, Totals};
-pub use stream::{AheadStats, Segment, StreamStats};
+pub use stream::{AheadStats, DeviceStats, Segment, StreamStats};
 pub use text::{Filtered, StopFilter, Utf8Assembler};
 pub use ticket::{EmbedReply, Happening, Refused, Sink, Ticket};
 pub use transcript::Transcript;

@@ -13,6 +13,7 @@ use hypura_tier::TraceShape;
 
 use crate::attention::{self, Attention};
 use crate::estimate::plan_layout;
+use crate::gpu::{self, Chosen, GpuChoice};
 use crate::history::HistoryFile;
 use crate::hot::Opened;
 use crate::machine;
@@ -36,6 +37,8 @@ pub struct Loaded {
     pub layout: llama::Layout,
     /// Time for all of it.
     pub load_time: Duration,
+    /// Name of the GPU that computes, if one does.
+    pub gpu: Option<String>,
     /// Bytes of weights read while loading, and how many of them belong to streamed tensors.
     pub load_stats: tiered::LoadStats,
     pub(crate) stream: Option<Arc<Shared>>,
@@ -71,8 +74,34 @@ pub fn load(
     let begin = Instant::now();
     let opened = Opened::open(path)?;
     opened.check(options.layout)?;
-    let model = opened.model();
     let surveyed = machine::survey(path, options.profile_dir.as_deref(), options.threads);
+    let chosen = Chosen::of(options, opened.hot().is_some())?;
+    let has_gpu = chosen.is_some();
+    match load_on(path, opened, surveyed.clone().with_gpu(chosen), options, progress, begin) {
+        Err(LoadError::Plan(PlanError::GpuBudgetTooSmall { smallest_bytes, .. }))
+            if has_gpu && options.gpu == GpuChoice::Auto && options.gpu_memory_bytes.is_none() =>
+        {
+            let smallest_mib = smallest_bytes.div_ceil(1 << 20);
+            tracing::warn!(
+                "the GPU has too little free memory for this model ({smallest_mib} MiB are \
+                 needed): the CPU computes"
+            );
+            load_on(path, Opened::open(path)?, surveyed, options, progress, begin)
+        }
+        other => other,
+    }
+}
+
+/// As [`load`], on a machine that was surveyed.
+fn load_on(
+    path: &Path,
+    opened: Opened,
+    surveyed: machine::Survey,
+    options: &LoadOptions,
+    progress: Progress<'_>,
+    begin: Instant,
+) -> Result<Loaded, LoadError> {
+    let model = opened.model();
     let free = surveyed.machine.free_memory_bytes;
     // Somewhat more may be had: a control group of just this size counts us already.
     let most = free + free / 16;
@@ -96,7 +125,7 @@ pub fn load(
         let plan = make_plan(model, &surveyed, options, &pinned)?;
         tracing::debug!(mode = ?plan.mode, bytes = ?plan.bytes, "planned");
         let weights = plan.bytes.resident_weights;
-        let is_dense = plan.mode == Mode::DenseStreaming;
+        let is_dense = plan.mode == Mode::DenseStreaming && plan.gpu.is_none();
         let made = if is_dense && options.weights_memory_bytes.is_none() {
             measured(&opened, plan, &surveyed, options, &pinned, short_bytes)
                 .and_then(|plan| load_streamed(&opened, plan, &surveyed, options, progress))
@@ -160,8 +189,11 @@ pub fn free_bytes(path: &Path, options: &LoadOptions) -> u64 {
 /// # Errors
 /// As [`load`], as far as the plan goes.
 pub fn plan_only(path: &Path, options: &LoadOptions) -> Result<(gguf::Model, Plan), LoadError> {
-    let model = Opened::open(path)?.into_model();
+    let opened = Opened::open(path)?;
     let surveyed = machine::survey(path, options.profile_dir.as_deref(), options.threads);
+    let chosen = Chosen::of(options, opened.hot().is_some())?;
+    let surveyed = surveyed.with_gpu(chosen);
+    let model = opened.into_model();
     let plan = make_plan(&model, &surveyed, options, &[])?;
     Ok((model, plan))
 }
@@ -214,6 +246,7 @@ fn request(
         layout: plan_layout(options.layout),
         flash_attention: options.flash_attention != llama::FlashAttention::Off,
         pinned: pinned.to_vec(),
+        gpu: surveyed.gpu.as_ref().map(Chosen::request),
         ..plan::Request::default()
     }
 }
@@ -289,6 +322,7 @@ impl Parts {
             threads: surveyed.threads,
             layout: options.layout,
             load_time: begin.elapsed(),
+            gpu: surveyed.gpu().map(|gpu| gpu.description.clone()),
             load_stats: self.load_stats,
             stream: self.stream,
             attention: None,
@@ -350,7 +384,8 @@ fn load_resident(
     options: &LoadOptions,
     progress: Progress<'_>,
 ) -> Result<Parts, LoadError> {
-    let model = llama::plain::load(path, source, options.layout, progress)?;
+    let gpu = surveyed.gpu().filter(|gpu| !gpu.is_emulated());
+    let model = llama::plain::load(path, source, options.layout, gpu, progress)?;
     let threads = threadpool(surveyed, POLL_RESIDENT)?;
     let params = context_params(gguf, plan, options);
     let context = llama::Context::new(&model, &params, &threads)?;
@@ -395,6 +430,8 @@ struct Prepared {
     load_stats: tiered::LoadStats,
     /// What the process takes beside expert slots, once it computes.
     fixed_bytes: u64,
+    /// What the GPU holds beside expert slots, once it computes.
+    device_bytes: u64,
 }
 
 fn prepare(
@@ -424,6 +461,7 @@ fn prepare(
         reader: (options.reader)().map_err(LoadError::Other)?,
         streamed: &streamed.tensors,
         layout: options.layout,
+        gpu: surveyed.gpu().cloned(),
         progress,
     })?;
     for file in &files {
@@ -432,7 +470,14 @@ fn prepare(
     let internal = || LoadError::Other("internal error: no tiered device".into());
     let device = Arc::clone(model.tiered().ok_or_else(internal)?);
     llama::process::trim();
-    let own_bytes = || llama::process::rss_bytes().saturating_sub(options.occupied_bytes);
+    let gpu = surveyed.gpu();
+    // What a GPU that is none keeps in our memory is its own.
+    let lent = || {
+        let is_emulated = gpu.is_some_and(llama::Gpu::is_emulated);
+        if is_emulated { device.allocated().total() } else { 0 }
+    };
+    let own_bytes =
+        || llama::process::rss_bytes().saturating_sub(options.occupied_bytes + lent());
     let before_context = own_bytes();
     let is_streamed = plan.mode != Mode::FullResident;
     let threads = threadpool(surveyed, if is_streamed { POLL_STREAMED } else { POLL_RESIDENT })?;
@@ -444,14 +489,18 @@ fn prepare(
     }
     let made = device.allocated().contexts_bytes;
     tracing::debug!(planned = plan.bytes.kv + plan.bytes.compute, made, "context made");
-    let fixed_bytes = own_bytes().max(before_context + device.allocated().contexts_bytes)
+    let contexts_bytes = if gpu.is_some() { 0 } else { made };
+    let fixed_bytes = own_bytes().max(before_context + contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers
         + plan.bytes.kv_tiers
         + plan.bytes.ring
         + RING_SLACK_BYTES
         + HEADROOM_BYTES;
-    Ok(Prepared { context, device, streamed, files, load_stats, fixed_bytes })
+    let device_bytes = plan.gpu.as_ref().map_or(0, |gpu| {
+        device.allocated().total() + gpu.bytes.base + gpu.bytes.work + gpu.bytes.ring
+    });
+    Ok(Prepared { context, device, streamed, files, load_stats, fixed_bytes, device_bytes })
 }
 
 fn load_streamed(
@@ -461,12 +510,14 @@ fn load_streamed(
     options: &LoadOptions,
     progress: Progress<'_>,
 ) -> Result<Parts, LoadError> {
-    let Prepared { context, device, streamed, files, load_stats, fixed_bytes } =
+    let Prepared { context, device, streamed, files, load_stats, fixed_bytes, device_bytes } =
         prepare(opened, &plan, surveyed, options, progress)?;
+    let device_slots = gpu::fit_slots(&mut plan, device_bytes, options.gpu_slots_max)?;
     let layout = SlotLayout::of(&streamed.sources, &files);
     fit_pools(&mut plan, fixed_bytes, &layout, options.weights_memory_bytes)?;
     let mut sources = streamed.sources;
     sources.slots = plan.pools.iter().map(|pool| pool.slots).collect();
+    sources.device_slots.clone_from(&device_slots);
     let spec = PoolSpec {
         slots: sources.slots.clone(),
         pool_of_layer: sources.layers.iter().map(|layer| layer.pool).collect(),
@@ -478,6 +529,7 @@ fn load_streamed(
         block: layout.block,
         phases: layout.phases,
         n_used_max: plan.expert_layers.iter().map(|l| l.n_used as usize).max().unwrap_or(0),
+        device_slots,
     };
     let memory = StreamMemory::new(context.model(), &spec).map_err(LoadError::Other)?;
     let recorder = recorder(&plan, options)?;

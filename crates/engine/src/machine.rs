@@ -18,6 +18,8 @@ pub struct Survey {
     pub threads: u32,
     /// The budget when none is given: what is free, less a margin.
     pub default_budget_bytes: u64,
+    /// The GPU that computes, if one does.
+    pub(crate) gpu: Option<crate::gpu::Chosen>,
 }
 
 /// Of the free memory, one part in this many is left to others, and never less than
@@ -66,9 +68,11 @@ impl Survey {
                     .map_or(0.0, |latency| latency.p50_s),
                 compute: rates(&profile.compute, threads),
                 step_s: steps.max_by_key(|s| s.taken_unix_s).map_or(0.0, |step| step.seconds),
+                gpu: None,
             },
             threads,
             default_budget_bytes: free.saturating_sub(margin),
+            gpu: None,
         }
     }
 }
@@ -126,6 +130,7 @@ fn unmeasured(threads: Option<u32>) -> Survey {
         machine: Machine { free_memory_bytes: free, cores: threads, ..Machine::default() },
         threads: threads.max(1),
         default_budget_bytes: free.saturating_sub((free / MARGIN_SHARE).max(MARGIN_BYTES_MIN)),
+        gpu: None,
     }
 }
 

@@ -10,6 +10,7 @@ use hypura_plan::{KvType, PlanError};
 use hypura_profile::FingerprintError;
 
 use crate::attention::KvOptions;
+use crate::gpu::GpuChoice;
 use crate::optimize::OtherCpu;
 
 /// Makes the engine that reads streamed weights; tests put a faulty one here.
@@ -29,6 +30,12 @@ pub struct LoadOptions {
     pub occupied_bytes: u64,
     /// Bytes that the weights alone may take.
     pub weights_memory_bytes: Option<u64>,
+    /// The GPU that computes.
+    pub gpu: GpuChoice,
+    /// Bytes of its memory that may be used; `None` is what is free, less a margin.
+    pub gpu_memory_bytes: Option<u64>,
+    /// Experts of a layer that the GPU holds at most, whatever the budget; for measuring.
+    pub gpu_slots_max: Option<u32>,
     /// Tokens of context.
     pub ctx_tokens: u32,
     /// Tokens of a micro-batch; `None` lets the planner choose.
@@ -71,6 +78,9 @@ impl Default for LoadOptions {
             memory_bytes: None,
             occupied_bytes: 0,
             weights_memory_bytes: None,
+            gpu: GpuChoice::Off,
+            gpu_memory_bytes: None,
+            gpu_slots_max: None,
             ctx_tokens: 4096,
             ubatch_tokens: None,
             threads: None,
@@ -153,6 +163,26 @@ pub enum LoadError {
         /// The budget.
         budget_bytes: u64,
     },
+    /// The buffers on the GPU turned out larger than planned.
+    #[error(
+        "a GPU memory budget of {budget_bytes} bytes is too small: this model's buffers need \
+         {needed_bytes} bytes there"
+    )]
+    GpuBudgetTooSmall {
+        /// What would do.
+        needed_bytes: u64,
+        /// The budget.
+        budget_bytes: u64,
+    },
+    /// There is no such GPU.
+    #[error(transparent)]
+    Gpu(#[from] llama::GpuError),
+    /// A hot file's weights are arranged for a CPU.
+    #[error(
+        "this optimised model is arranged for a CPU; run the original model on the GPU, or use \
+         --gpu off"
+    )]
+    HotOnGpu,
     /// All weights were loaded, and what is in memory now is more than the budget.
     #[error("keeping the whole model in memory needs {needed_bytes} bytes; use a larger --memory")]
     ResidentTooLarge {

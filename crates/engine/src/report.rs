@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::engine::Settled;
 use crate::generate::{FILL_TOKENS, Finish, Generated};
 use crate::load::Loaded;
-use crate::stream::{AheadStats, Segment};
+use crate::stream::{AheadStats, DeviceStats, Segment};
 
 /// What `--stats-json` writes.
 #[derive(Debug, Clone, Serialize)]
@@ -70,6 +70,9 @@ pub struct RunStats {
     pub passes: u64,
     /// What was read before its router had run.
     pub ahead: AheadStats,
+    /// What lies on the GPU and what was copied there, if one computes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuRunStats>,
     /// What each layer computed and missed for the tokens after the first, in order, if that was
     /// asked for: what the dependency bound is made of.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -123,6 +126,25 @@ pub struct RunStats {
     pub text_sha256: String,
 }
 
+/// The part of a GPU in a run.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct GpuRunStats {
+    /// Name of the product.
+    pub name: String,
+    /// The budget of its memory, in bytes.
+    pub budget_bytes: u64,
+    /// What was planned to lie there, in bytes.
+    pub planned_bytes: u64,
+    /// Experts that it holds at once, in all layers.
+    pub slots: u64,
+    /// For prompt and answer: experts looked up there, hits, and what was copied; `null` when all
+    /// weights are there.
+    pub tier: Option<DeviceStats>,
+    /// The same for the tokens after the first.
+    pub decode_tier: Option<DeviceStats>,
+}
+
 /// What is known of a loaded model before it is handed to its thread.
 #[derive(Debug, Clone)]
 pub struct LoadSummary {
@@ -133,6 +155,7 @@ pub struct LoadSummary {
     load_ms: f64,
     load_read_bytes: u64,
     load_streamed_read_bytes: u64,
+    gpu: Option<String>,
 }
 
 impl Loaded {
@@ -149,6 +172,7 @@ impl Loaded {
             load_ms: self.load_time.as_secs_f64() * 1e3,
             load_read_bytes: self.load_stats.resident_bytes_read,
             load_streamed_read_bytes: self.load_stats.streamed_bytes_read,
+            gpu: self.gpu.clone(),
         }
     }
 }
@@ -162,6 +186,22 @@ impl LoadSummary {
     /// The plan, as it was carried out.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    fn gpu_stats(
+        &self,
+        prompt: Option<DeviceStats>,
+        decode: Option<DeviceStats>,
+    ) -> Option<GpuRunStats> {
+        let plan = self.plan.gpu.as_ref()?;
+        Some(GpuRunStats {
+            name: self.gpu.clone().unwrap_or_default(),
+            budget_bytes: plan.budget_bytes,
+            planned_bytes: plan.bytes.total(),
+            slots: plan.slots.iter().map(|&slots| u64::from(slots)).sum(),
+            tier: prompt.zip(decode).map(|(prompt, decode)| prompt.plus(&decode)),
+            decode_tier: decode,
+        })
     }
 
     /// The numbers of one answer, and of the tiers of attention state when they have settled.
@@ -209,6 +249,7 @@ impl LoadSummary {
             evictions: prompt.evictions + decode.evictions,
             passes: prompt.passes + decode.passes,
             ahead: decode.ahead,
+            gpu: self.gpu_stats(prompt.device, decode.device),
             decode_segments: answer.decode_segments.clone(),
             read_wait_ms: (prompt.read_wait + decode.read_wait).as_secs_f64() * 1e3,
             compute_ms: (prompt.compute + decode.compute).as_secs_f64() * 1e3,

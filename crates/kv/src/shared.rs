@@ -43,6 +43,8 @@ pub(crate) struct Shared {
 pub(crate) struct Inner {
     pub(crate) index: Index,
     pub(crate) queue: VecDeque<Queued>,
+    /// Of the block that is being written, until they count as written.
+    pub(crate) writing_bytes: u64,
     /// Files whose time is to be set to the last use.
     pub(crate) touches: BTreeSet<BlockId>,
     pub(crate) wants_scan: bool,
@@ -80,6 +82,7 @@ impl Shared {
         let inner = Inner {
             index: Index::new(config.hot_bytes_max),
             queue: VecDeque::new(),
+            writing_bytes: 0,
             touches: BTreeSet::new(),
             wants_scan: false,
             is_stale: false,
@@ -214,10 +217,10 @@ impl Inner {
             .is_none_or(|failure| now_unix_ns.abs_diff(failure.since_unix_ns) >= as_ns(RETRY_AFTER))
     }
 
-    /// Bytes written today and those that wait to be.
+    /// Bytes written today, being written, and those that wait to be.
     pub(crate) fn unwritten_bytes(&self, unix_time: Duration) -> u64 {
         let queued: u64 = self.queue.iter().map(|queued| queued.file_bytes).sum();
-        self.wear.today_bytes(unix_time).saturating_add(queued)
+        self.wear.today_bytes(unix_time).saturating_add(queued + self.writing_bytes)
     }
 
     /// Drops the oldest blocks in the queue until there is room; false if the one being written

@@ -102,6 +102,7 @@ impl Writer {
                 return None;
             }
             if let Some(queued) = inner.queue.pop_front() {
+                inner.writing_bytes = queued.file_bytes;
                 return Some(Work::Write(queued));
             }
             if !inner.touches.is_empty() {
@@ -120,6 +121,7 @@ impl Writer {
 
     fn write(&mut self, queued: Queued) {
         self.write_or_give_up(queued);
+        self.shared.lock().writing_bytes = 0;
         self.shared.done.notify_all();
     }
 
@@ -247,7 +249,8 @@ impl Writer {
 
     fn write_wear(&self, wear: Wear) -> io::Result<()> {
         self.write_file(&self.shared.dir().join(WEAR_NAME), &[&wear.encode()], None)?;
-        self.shared.lock().wear = wear;
+        let mut inner = self.shared.lock();
+        (inner.wear, inner.writing_bytes) = (wear, 0);
         Ok(())
     }
 

@@ -20,6 +20,7 @@ pub(crate) type Dev = sys::ggml_backend_dev_t;
 pub(crate) type Backend = sys::ggml_backend_t;
 pub(crate) type Reg = sys::ggml_backend_reg_t;
 pub(crate) type Tensor = sys::ggml_tensor;
+pub(crate) type Event = sys::ggml_backend_event_t;
 
 type Fn1<A, R> = Option<unsafe extern "C" fn(A) -> R>;
 type Fn2<A, B, R> = Option<unsafe extern "C" fn(A, B) -> R>;
@@ -94,9 +95,9 @@ pub(crate) struct BackendI {
     pub(crate) graph_plan_update: Option<unsafe extern "C" fn()>,
     pub(crate) graph_plan_compute: Option<unsafe extern "C" fn()>,
     pub(crate) graph_compute: Fn2<Backend, *mut Graph, sys::ggml_status>,
-    pub(crate) event_record: Option<unsafe extern "C" fn()>,
-    pub(crate) event_wait: Option<unsafe extern "C" fn()>,
-    pub(crate) graph_optimize: Option<unsafe extern "C" fn()>,
+    pub(crate) event_record: Option<unsafe extern "C" fn(Backend, Event)>,
+    pub(crate) event_wait: Option<unsafe extern "C" fn(Backend, Event)>,
+    pub(crate) graph_optimize: Option<unsafe extern "C" fn(Backend, *mut Graph, *mut c_void)>,
 }
 
 /// `struct ggml_backend`.
@@ -124,9 +125,9 @@ pub(crate) struct DeviceI {
     pub(crate) supports_op: Fn2<Dev, *const Tensor, bool>,
     pub(crate) supports_buft: Fn2<Dev, Buft, bool>,
     pub(crate) offload_op: Fn2<Dev, *const Tensor, bool>,
-    pub(crate) event_new: Option<unsafe extern "C" fn()>,
-    pub(crate) event_free: Option<unsafe extern "C" fn()>,
-    pub(crate) event_synchronize: Option<unsafe extern "C" fn()>,
+    pub(crate) event_new: Fn1<Dev, Event>,
+    pub(crate) event_free: Option<unsafe extern "C" fn(Dev, Event)>,
+    pub(crate) event_synchronize: Option<unsafe extern "C" fn(Dev, Event)>,
 }
 
 /// `struct ggml_backend_device`.

@@ -15,6 +15,7 @@ mod context;
 mod cookie;
 mod cpu;
 mod embed;
+mod gpu;
 mod log;
 mod model;
 pub mod plain;
@@ -33,6 +34,7 @@ use std::sync::OnceLock;
 
 pub use context::{BatchToken, Context, ContextError, ContextParams, DecodeError, FlashAttention};
 pub use embed::EmbedError;
+pub use gpu::{Gpu, GpuError};
 pub use log::take_error as take_log_error;
 pub use model::{Layout, LoadError, Model, ModelInfo};
 pub use repack::{RepackError, Repacker};

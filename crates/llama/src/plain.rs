@@ -6,6 +6,7 @@ use std::path::Path;
 
 use llama_cpp_sys_2 as sys;
 
+use crate::gpu::Gpu;
 use crate::model::{self, Layout, LoadError, Model, Progress, ProgressSlot};
 
 /// How the weights get into memory.
@@ -19,7 +20,7 @@ pub enum Source {
     Mmap,
 }
 
-/// Loads a model (the first file of a split set) onto the CPU.
+/// Loads a model (the first file of a split set) onto a GPU, or the CPU.
 ///
 /// # Errors
 /// When llama.cpp refuses it, with its reason, or when `progress` asks to stop.
@@ -27,18 +28,20 @@ pub fn load(
     path: &Path,
     source: Source,
     layout: Layout,
+    gpu: Option<&Gpu>,
     progress: Progress<'_>,
 ) -> Result<Model, LoadError> {
     crate::init();
     crate::take_log_error();
     let path = model::c_path(path)?;
     let mut slot = ProgressSlot { callback: progress, cancelled: false };
-    let mut no_devices: [sys::ggml_backend_dev_t; 1] = [std::ptr::null_mut()];
+    let gpu = gpu.map(Gpu::dev);
+    let mut devices = [gpu.unwrap_or(std::ptr::null_mut()), std::ptr::null_mut()];
     // SAFETY: all that the parameters point to outlives the call.
     let model = unsafe {
         let mut params = sys::llama_model_default_params();
-        params.devices = no_devices.as_mut_ptr();
-        params.n_gpu_layers = 0;
+        params.devices = devices.as_mut_ptr();
+        params.n_gpu_layers = if gpu.is_some() { i32::MAX / 2 } else { 0 };
         params.load_mode = match source {
             Source::Read => sys::LLAMA_LOAD_MODE_NONE,
             Source::Direct => sys::LLAMA_LOAD_MODE_DIRECT_IO,

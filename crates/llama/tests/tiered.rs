@@ -195,6 +195,7 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
         reader,
         streamed: &names,
         layout: Layout::Plain,
+        gpu: None,
         progress: &mut |_| true,
     };
     let (loaded, stats) = tiered::load(params).unwrap();
@@ -214,6 +215,7 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
         phases: (0..u32::try_from(classes.len()).unwrap())
             .flat_map(|pool| (0..8).map(move |part| ((pool, part), 32)))
             .collect(),
+        device_slots: Vec::new(),
     };
     let memory = StreamMemory::new(&loaded, &spec).unwrap();
     let counts = Arc::new(std::sync::Mutex::new(Counts::default()));
@@ -232,7 +234,7 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
 }
 
 fn plain_model() -> hypura_llama::Model {
-    plain::load(&demo(), plain::Source::Read, Layout::Plain, &mut |_| true).unwrap()
+    plain::load(&demo(), plain::Source::Read, Layout::Plain, None, &mut |_| true).unwrap()
 }
 
 #[test]

@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use hypura_gguf::{Model, Role};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Placement, Plan};
+use crate::plan::{GpuPlan, Placement, Plan};
 
 /// A plan for people.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// What the budget goes to.
     pub budget: Vec<BudgetRow>,
+    /// What the budget of GPU memory goes to; empty where the CPU computes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_budget: Vec<BudgetRow>,
     /// What the model is made of, and where it lives.
     pub roles: Vec<RoleRow>,
     /// The pools of slots.
@@ -42,7 +45,7 @@ pub struct RoleRow {
     pub tensors: u64,
     /// Bytes of all of them.
     pub bytes: u64,
-    /// Bytes of those in memory, whole.
+    /// Bytes of those in memory, whole; with a GPU in its memory, or tables of the input.
     pub resident_bytes: u64,
     /// Bytes of those whose experts live in slots.
     pub expert_bytes: u64,
@@ -65,9 +68,17 @@ pub struct PoolRow {
     pub slots: u64,
     /// Experts of all their layers.
     pub units: u64,
+    /// Slots in GPU memory of all of them; 0 where the CPU computes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gpu_slots: u64,
 }
 
-/// A tier of the hierarchy.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(slots: &u64) -> bool {
+    *slots == 0
+}
+
+/// A tier of the hierarchy; memory is that of a GPU too, if one computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
@@ -94,6 +105,7 @@ pub struct TierBar {
 pub fn explain(plan: &Plan, model: &Model) -> Explanation {
     Explanation {
         budget: budget_rows(plan),
+        gpu_budget: plan.gpu.as_ref().map(gpu_budget_rows).unwrap_or_default(),
         roles: role_rows(plan, model),
         pools: pool_rows(plan),
         tiers: tier_bars(plan, model),
@@ -119,14 +131,32 @@ fn budget_rows(plan: &Plan) -> Vec<BudgetRow> {
         ("process and vocabulary", bytes.base),
         ("unused", plan.budget_bytes.saturating_sub(bytes.total())),
     ];
-    rows.into_iter()
-        .filter(|(_, bytes)| *bytes > 0)
-        .map(|(what, bytes)| BudgetRow {
-            what: what.to_owned(),
-            bytes,
-            share: share(bytes, plan.budget_bytes),
-        })
-        .collect()
+    shares(&rows, plan.budget_bytes)
+}
+
+fn gpu_budget_rows(gpu: &GpuPlan) -> Vec<BudgetRow> {
+    let bytes = &gpu.bytes;
+    let rows = [
+        ("resident weights", bytes.resident_weights),
+        ("expert slots", bytes.expert_slots),
+        ("ring", bytes.ring),
+        ("attention state", bytes.kv),
+        ("compute buffers", bytes.compute),
+        ("work buffers", bytes.work),
+        ("driver", bytes.base),
+        ("unused", gpu.budget_bytes.saturating_sub(bytes.total())),
+    ];
+    shares(&rows, gpu.budget_bytes)
+}
+
+fn shares(rows: &[(&str, u64)], budget_bytes: u64) -> Vec<BudgetRow> {
+    let used = rows.iter().filter(|(_, bytes)| *bytes > 0);
+    used.map(|&(what, bytes)| BudgetRow {
+        what: what.to_owned(),
+        bytes,
+        share: share(bytes, budget_bytes),
+    })
+    .collect()
 }
 
 fn role_rows(plan: &Plan, model: &Model) -> Vec<RoleRow> {
@@ -182,7 +212,9 @@ fn role_name(role: Role) -> &'static str {
 /// Pools that differ only in which layer they serve become one row.
 fn pool_rows(plan: &Plan) -> Vec<PoolRow> {
     let mut rows: Vec<(&[crate::plan::PoolPart], u32, PoolRow)> = Vec::new();
-    for pool in &plan.pools {
+    let on_gpu = plan.gpu.as_ref().map_or(&[][..], |gpu| &gpu.slots);
+    let on_gpu = on_gpu.iter().map(|&slots| u64::from(slots)).chain(std::iter::repeat(0));
+    for (pool, gpu_slots) in plan.pools.iter().zip(on_gpu) {
         let layers = pool.layers.len() as u64;
         let units = layers * u64::from(pool.n_experts);
         let same = rows.iter_mut().find(|(parts, n_experts, _)| {
@@ -194,10 +226,11 @@ fn pool_rows(plan: &Plan) -> Vec<PoolRow> {
                 row.layers += layers;
                 row.slots += u64::from(pool.slots);
                 row.units += units;
+                row.gpu_slots += gpu_slots;
             }
             None => {
                 let (slot_bytes, slots) = (pool.slot_bytes, pool.slots.into());
-                let row = PoolRow { pools: 1, layers, slot_bytes, slots, units };
+                let row = PoolRow { pools: 1, layers, slot_bytes, slots, units, gpu_slots };
                 rows.push((&pool.parts, pool.n_experts, row));
             }
         }
@@ -207,8 +240,14 @@ fn pool_rows(plan: &Plan) -> Vec<PoolRow> {
 
 fn tier_bars(plan: &Plan, model: &Model) -> Vec<TierBar> {
     let weights = model.weight_bytes();
-    let (resident, cache) =
+    let (mut resident, mut cache) =
         (plan.bytes.resident_weights, plan.bytes.expert_slots + plan.bytes.ring);
+    if let Some(gpu) = &plan.gpu {
+        // What is in both memories counts once: a tied embedding, and experts if all have slots.
+        resident = resident.saturating_add(gpu.bytes.resident_weights).min(weights);
+        let slots = cache.saturating_add(gpu.bytes.expert_slots).saturating_add(gpu.bytes.ring);
+        cache = slots.min(weights - resident);
+    }
     let storage = weights.saturating_sub(resident).saturating_sub(cache);
     [(Tier::Resident, resident), (Tier::Cache, cache), (Tier::Storage, storage)]
         .into_iter()

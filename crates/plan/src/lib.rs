@@ -14,6 +14,10 @@
 //!    reads, then slots for experts, then the input embedding, of which a token reads one row.
 //! 4. The same code with everything streamed and the smallest batch gives the smallest budget.
 //!
+//! With a GPU that computes there are two budgets. GPU memory is divided as above, and then main
+//! memory, among what GPU memory does not hold: what goes to the GPU for a token comes from there if
+//! it fits, else from storage.
+//!
 //! More memory never means more bytes streamed per token: every share grows with the budget, and no
 //! faster than it.
 #![forbid(unsafe_code)]
@@ -32,12 +36,13 @@ mod request;
 mod speed;
 
 pub use explain::{BudgetRow, Explanation, PoolRow, RoleRow, Tier, TierBar, explain};
-pub use machine::{BandwidthPoint, ComputeRate, Machine};
+pub use machine::{BandwidthPoint, ComputeRate, GpuRates, Machine};
 pub use plan::{
-    Breakdown, ExpertLayer, ExpertTensor, Mode, Part, Placement, Plan, PlanError, Pool, PoolPart,
+    Breakdown, ExpertLayer, ExpertTensor, GpuPlan, Mode, Part, Placement, Plan, PlanError, Pool,
+    PoolPart,
 };
 pub use planner::plan;
-pub use request::{KvType, Layout, Request};
+pub use request::{GpuRequest, KvType, Layout, Request};
 pub use speed::{
     Forecast, HIT_RATE_CURVE, Limit, Product, Routing, Speed, WeightUse, assumed_hit_rate,
     forecast, weight_uses,

@@ -27,6 +27,55 @@ pub struct Machine {
     /// Seconds that a step of a graph takes, however little it computes.
     #[serde(default)]
     pub step_s: f64,
+    /// The GPU, if it was measured.
+    #[serde(default)]
+    pub gpu: Option<GpuRates>,
+}
+
+/// A GPU as it was measured, or as it is described. A rate of 0, or no points, means not measured;
+/// then these are assumed, all seen on one H200 over PCIe 5 x16: copies of 52 GB/s at 4.5 MB and of
+/// 42 GB/s at 0.56 MB, 30 TFLOP/s of prompt products (512 tokens of a model of experts in Q8_0 in
+/// 11.7 ms), and 12 µs per layer; and 1 TB/s of its memory's 4.8, as decoding reads it in small
+/// pieces.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GpuRates {
+    /// What it calls itself.
+    pub name: String,
+    /// Bytes per second that the device reads its own memory with while it decodes.
+    pub memory_bytes_per_s: f64,
+    /// Operations per second of a prompt's products: two per weight and token.
+    pub prompt_flops_per_s: f64,
+    /// Bandwidth of copies from pinned host memory by their size; their depth is 1.
+    pub host_to_device: Vec<BandwidthPoint>,
+    /// Seconds that our walk adds per layer, where weights are not all in the device's memory.
+    pub layer_s: f64,
+}
+
+impl GpuRates {
+    /// Whether what computing rests on was measured.
+    pub(crate) fn is_compute_measured(&self) -> bool {
+        [self.memory_bytes_per_s, self.prompt_flops_per_s].iter().all(|&rate| rate > 0.0)
+    }
+
+    /// Bytes per second of a copy of `bytes` from pinned host memory to the device, measured or
+    /// assumed; between points and beyond them as [`Machine::storage_bytes_per_s`].
+    pub fn copy_bytes_per_s(&self, bytes: u64) -> f64 {
+        let measured = bytes_per_s_at(self.host_to_device.iter(), bytes);
+        let assumed = || bytes_per_s_at(ASSUMED_HOST_TO_DEVICE.iter(), bytes);
+        or_assumed(measured.or_else(assumed).unwrap_or(0.0), ASSUMED_COPY_BYTES_PER_S)
+    }
+
+    pub(crate) fn decode_bytes_per_s(&self) -> f64 {
+        or_assumed(self.memory_bytes_per_s, ASSUMED_GPU_MEMORY_BYTES_PER_S)
+    }
+
+    pub(crate) fn prompt_ops_per_s(&self) -> f64 {
+        or_assumed(self.prompt_flops_per_s, ASSUMED_GPU_PROMPT_FLOPS)
+    }
+
+    pub(crate) fn walk_s_per_layer(&self) -> f64 {
+        or_assumed(self.layer_s, ASSUMED_GPU_LAYER_S)
+    }
 }
 
 /// How fast matrix products with weights of one kind are, on all cores together.
@@ -76,6 +125,21 @@ pub(crate) const ASSUMED_PROMPT_FLOPS_PER_CORE: f64 = 4e10;
 /// What a step of a graph takes, for a machine that was not measured.
 pub(crate) const ASSUMED_STEP_S: f64 = 1e-6;
 
+/// What copies from pinned memory reach on an H200 over PCIe 5 x16, by their size.
+const ASSUMED_HOST_TO_DEVICE: [BandwidthPoint; 2] = [
+    BandwidthPoint { read_bytes: 560_000, depth: 1, bytes_per_s: ASSUMED_COPY_BYTES_PER_S },
+    BandwidthPoint { read_bytes: 4_500_000, depth: 1, bytes_per_s: 52e9 },
+];
+const ASSUMED_COPY_BYTES_PER_S: f64 = 42e9;
+/// What a token's products get through of a GPU's memory: far below what data sheets say, because
+/// each reads little.
+const ASSUMED_GPU_MEMORY_BYTES_PER_S: f64 = 1e12;
+/// What an H200 did in a micro-batch of 512 tokens with experts in Q8_0: 4.1e11 operations in 11.7
+/// ms.
+const ASSUMED_GPU_PROMPT_FLOPS: f64 = 3e13;
+/// What one more submission, copy of ids and wait per layer took on an H200, with stable graphs.
+const ASSUMED_GPU_LAYER_S: f64 = 12e-6;
+
 /// What a budget leaves free by default: this share of the free memory ...
 const MARGIN_SHARE: u64 = 10;
 /// ... but at least this much, for the page cache and the programs beside us.
@@ -111,25 +175,7 @@ impl Machine {
 
     /// As above, at a depth that was measured.
     fn storage_at(&self, read_bytes: u64, depth: u32) -> Option<f64> {
-        let usable = |point: &&BandwidthPoint| point.bytes_per_s > 0.0 && point.read_bytes > 0;
-        let mut points: Vec<&BandwidthPoint> =
-            self.storage.iter().filter(usable).filter(|point| point.depth == depth).collect();
-        points.sort_by_key(|point| point.read_bytes);
-        let size = read_bytes.max(1) as f64;
-        let (first, last) = (*points.first()?, *points.last()?);
-        if read_bytes <= first.read_bytes {
-            return Some(first.bytes_per_s * size / first.read_bytes as f64);
-        }
-        for pair in points.windows(2) {
-            if let [low, high] = pair
-                && read_bytes <= high.read_bytes
-            {
-                let span = (high.read_bytes as f64 / low.read_bytes as f64).ln();
-                let at = if span > 0.0 { (size / low.read_bytes as f64).ln() / span } else { 1.0 };
-                return Some(low.bytes_per_s + (high.bytes_per_s - low.bytes_per_s) * at);
-            }
-        }
-        Some(last.bytes_per_s)
+        bytes_per_s_at(self.storage.iter().filter(|point| point.depth == depth), read_bytes)
     }
 
     /// Bytes per second of long reads in order, many at a time, measured or assumed.
@@ -184,6 +230,31 @@ impl Machine {
         .filter_map(|(is_missing, what)| is_missing.then_some(what))
         .collect()
     }
+}
+
+/// Straight from point to point over the logarithm of the size; `None` without a usable point.
+fn bytes_per_s_at<'a>(
+    points: impl Iterator<Item = &'a BandwidthPoint>,
+    read_bytes: u64,
+) -> Option<f64> {
+    let usable = |point: &&BandwidthPoint| point.bytes_per_s > 0.0 && point.read_bytes > 0;
+    let mut points: Vec<&BandwidthPoint> = points.filter(usable).collect();
+    points.sort_by_key(|point| point.read_bytes);
+    let size = read_bytes.max(1) as f64;
+    let (first, last) = (*points.first()?, *points.last()?);
+    if read_bytes <= first.read_bytes {
+        return Some(first.bytes_per_s * size / first.read_bytes as f64);
+    }
+    for pair in points.windows(2) {
+        if let [low, high] = pair
+            && read_bytes <= high.read_bytes
+        {
+            let span = (high.read_bytes as f64 / low.read_bytes as f64).ln();
+            let at = if span > 0.0 { (size / low.read_bytes as f64).ln() / span } else { 1.0 };
+            return Some(low.bytes_per_s + (high.bytes_per_s - low.bytes_per_s) * at);
+        }
+    }
+    Some(last.bytes_per_s)
 }
 
 /// `rate` if it was measured, else `assumed`.

@@ -20,6 +20,11 @@ pub const IO_BUFFERS_BYTES: u64 = 11 << 20;
 /// Scratch of one thread in ggml's CPU backend: 512 KiB of its tiled matrix product (`tiled.h`), and
 /// as much again for flash attention's tiles (`ggml_graph_plan` in `ggml-cpu.c`).
 pub const THREAD_SCRATCH_BYTES: u64 = 1 << 20;
+/// What a GPU's driver, its kernels and its library handles take of GPU memory before any tensor is
+/// there: assumed, not measured.
+pub const GPU_BASE_BYTES: u64 = 512 << 20;
+/// Pinned pieces of main memory through which weights go to the GPU.
+pub const GPU_STAGING_BYTES: u64 = 64 << 20;
 /// ggml's graph holds up to 8 nodes per tensor of the model (`graph_max_nodes` in
 /// `llama-context.cpp`), in three copies (last, reserved, scheduler) of about 512 bytes.
 pub const GRAPH_BYTES_PER_TENSOR: u64 = 8 * 3 * 512;
@@ -129,17 +134,45 @@ impl Widths {
         }
     }
 
+    /// What a micro-batch needs of the memory of a GPU that computes. There is one copy of the
+    /// logits, no row mapping and no converted row.
+    pub(crate) fn gpu_scratch(
+        &self,
+        request: &Request,
+        n_ctx: u64,
+        n_ubatch: u64,
+        passes: bool,
+    ) -> Scratch {
+        Scratch {
+            kv: kv_bytes(&self.hparams, request, n_ctx, n_ubatch).total(),
+            compute: with_margin(self.buffer_bytes(request, n_ctx, n_ubatch)),
+            work: if passes { self.gathered_bytes(n_ubatch) } else { 0 },
+        }
+    }
+
+    /// What a micro-batch needs of main memory where a GPU computes: ggml's graph, what goes to the
+    /// GPU (the mask and the embedded tokens), and the logits, as they arrive and copied out.
+    pub(crate) fn host_compute_bytes(&self, request: &Request, n_ctx: u64, n_ubatch: u64) -> u64 {
+        let embedded = product([n_ubatch, self.n_embd, 4]);
+        let inputs = self.mask_bytes(request, n_ctx, n_ubatch).saturating_add(embedded);
+        let logits = self.logits_bytes(request);
+        total([with_margin(inputs), self.graph_bytes(), logits, logits])
+    }
+
     /// The compute buffer holds what is alive at the same time in the widest place of the graph:
     /// the mask (`build_attn_inp_kq_mask` in `llama-graph.cpp`: f16 with flash attention, else f32,
     /// one for the context and one for the windows), the residual and its norm, and then either
     /// attention or a feed-forward network, in f32. `n_outputs_max` of the context is taken to be
     /// the number of sequences: with llama.cpp's default, logits of a whole batch are reserved.
     fn compute_bytes(&self, request: &Request, n_ctx: u64, n_ubatch: u64) -> u64 {
-        let hparams = &self.hparams;
+        let buffer = self.buffer_bytes(request, n_ctx, n_ubatch);
+        // The logits once more: they are copied out of the compute buffer.
+        total([with_margin(buffer), self.graph_bytes(), self.logits_bytes(request)])
+    }
+
+    fn buffer_bytes(&self, request: &Request, n_ctx: u64, n_ubatch: u64) -> u64 {
         let n_seq = u64::from(request.n_seq.max(1));
-        let cells = n_ctx.saturating_add(sliding_cells(hparams, request, n_ctx, n_ubatch));
-        let mask_element = if request.flash_attention { 2 } else { 4 };
-        let mask = product([cells, n_ubatch, mask_element]);
+        let mask = self.mask_bytes(request, n_ctx, n_ubatch);
         let scores =
             if request.flash_attention { 0 } else { product([n_ctx, n_ubatch, self.n_head, 4]) };
 
@@ -154,13 +187,22 @@ impl Widths {
         let activations =
             product([n_ubatch, 4, self.n_embd.saturating_mul(3).saturating_add(widest)]);
         let states = product([state, n_seq, 4, 3]);
+        total([mask, scores, activations, states, self.logits_bytes(request)])
+    }
 
-        let logits = product([n_seq, u64::from(hparams.n_vocab.unwrap_or(0)), 4]);
-        let buffer = total([mask, scores, activations, states, logits]);
-        let margin = buffer / 100 * COMPUTE_MARGIN_PERCENT;
-        let graph = product([self.n_tensors, GRAPH_BYTES_PER_TENSOR]);
-        // The logits once more: they are copied out of the compute buffer.
-        total([buffer, margin, graph, logits])
+    fn mask_bytes(&self, request: &Request, n_ctx: u64, n_ubatch: u64) -> u64 {
+        let cells = n_ctx.saturating_add(sliding_cells(&self.hparams, request, n_ctx, n_ubatch));
+        let mask_element = if request.flash_attention { 2 } else { 4 };
+        product([cells, n_ubatch, mask_element])
+    }
+
+    fn logits_bytes(&self, request: &Request) -> u64 {
+        let n_seq = u64::from(request.n_seq.max(1));
+        product([n_seq, u64::from(self.hparams.n_vocab.unwrap_or(0)), 4])
+    }
+
+    fn graph_bytes(&self) -> u64 {
+        product([self.n_tensors, GRAPH_BYTES_PER_TENSOR])
     }
 
     /// `ggml_graph_plan` in `ggml-cpu.c`: the converted rows of the widest product, and for
@@ -172,14 +214,14 @@ impl Widths {
         let expert_row = self.ff_expert.max(self.n_embd);
         let converted = product([n_ubatch, dense_row]).max(product([expert_rows, expert_row]));
         let converted = converted.saturating_mul(CONVERTED_ELEMENT_BYTES);
-        let gathered = if passes {
-            let rows = product([self.n_used.min(PASS_ROWS_FACTOR), n_ubatch]);
-            product([rows, self.n_embd.saturating_add(self.ff_expert), 4])
-        } else {
-            0
-        };
+        let gathered = if passes { self.gathered_bytes(n_ubatch) } else { 0 };
         let threads = product([u64::from(cores.max(1)), THREAD_SCRATCH_BYTES]);
         total([converted, self.routing_bytes(n_ubatch, largest_pool), gathered, threads])
+    }
+
+    fn gathered_bytes(&self, n_ubatch: u64) -> u64 {
+        let rows = product([self.n_used.min(PASS_ROWS_FACTOR), n_ubatch]);
+        product([rows, self.n_embd.saturating_add(self.ff_expert), 4])
     }
 
     /// The part of the work buffer that grows with the pool.
@@ -187,4 +229,8 @@ impl Widths {
         let mapping = product([self.n_used, n_ubatch, ROW_MAPPING_BYTES]);
         product([largest_pool, mapping.saturating_add(EXPERT_COUNTERS_BYTES)])
     }
+}
+
+fn with_margin(buffer: u64) -> u64 {
+    buffer.saturating_add(buffer / 100 * COMPUTE_MARGIN_PERCENT)
 }

@@ -36,10 +36,39 @@ pub struct Plan {
     pub speed: Speed,
     /// Each choice in one sentence.
     pub why: Vec<String>,
-    /// The smallest budget that works with this context and these settings, in bytes.
+    /// The smallest budget that works with this context and these settings, in bytes; with a GPU,
+    /// with its budget too.
     pub smallest_bytes: u64,
     /// The budget that was planned for, in bytes.
     pub budget_bytes: u64,
+    /// What lies in the memory of the GPU that computes; `None` where the CPU does. With a GPU,
+    /// [`Self::placements`] say where a tensor is for that device ([`Placement::Resident`]: in GPU
+    /// memory, but for the tables of the input, which llama.cpp looks up in main memory), and
+    /// [`Self::bytes`], [`Self::pools`], [`Self::ring_bytes`] and the budgets go on describing main
+    /// memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuPlan>,
+    /// Indices of the tensors with [`Placement::Ring`] whose bytes stay in main memory, in the
+    /// model's order: they are copied to the GPU's ring from there. The others are read from storage,
+    /// through the ring of [`Self::ring_bytes`] in main memory. Empty without a GPU.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_matrices: Vec<usize>,
+}
+
+/// What lies in GPU memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuPlan {
+    /// The budget of GPU memory that was planned for.
+    pub budget_bytes: u64,
+    /// Bytes by purpose: `base` is the driver's context, `work` the buffers of passes; `io_buffers`
+    /// and `kv_tiers` are 0.
+    pub bytes: Breakdown,
+    /// Slots per pool of [`Plan::pools`].
+    pub slots: Vec<u32>,
+    /// Bytes of the ring that dense matrices stream through, 0 if none does.
+    pub ring_bytes: u64,
+    /// The smallest budget of GPU memory that works with this context and these settings.
+    pub smallest_bytes: u64,
 }
 
 /// How weights are held.
@@ -200,6 +229,19 @@ pub enum PlanError {
     )]
     BudgetTooSmall {
         /// The smallest budget that works with these settings.
+        smallest_bytes: u64,
+        /// The budget.
+        budget_bytes: u64,
+        /// Tokens of context.
+        n_ctx: u32,
+    },
+    /// The GPU's budget can't hold what has to be in its memory.
+    #[error(
+        "a GPU memory budget of {budget_bytes} bytes is too small for this model with a context of \
+         {n_ctx} tokens: use at least {smallest_bytes} bytes, a smaller context, or `--gpu off`"
+    )]
+    GpuBudgetTooSmall {
+        /// The smallest budget of GPU memory that works with these settings.
         smallest_bytes: u64,
         /// The budget.
         budget_bytes: u64,

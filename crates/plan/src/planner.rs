@@ -1,5 +1,6 @@
 //! From a model, a machine and a request to a plan.
 
+mod gpu;
 mod why;
 
 use hypura_gguf::{Hparams, Model, Role};
@@ -133,6 +134,9 @@ impl<'a> Planner<'a> {
     }
 
     fn plan(&self) -> Result<Plan, PlanError> {
+        if let Some(gpu) = &self.request.gpu {
+            return self.plan_on_gpu(gpu.memory_bytes);
+        }
         let budget_bytes = self.request.memory_bytes;
         let smallest_bytes = self.smallest_bytes();
         if budget_bytes < smallest_bytes {
@@ -403,8 +407,11 @@ impl<'a> Planner<'a> {
     fn write(&self, draft: Draft, smallest_bytes: u64) -> Plan {
         let inventory = &self.inventory;
         let is_resident = draft.mode == Mode::FullResident;
-        let (pools, pools_of_class) =
-            if is_resident { (Vec::new(), Vec::new()) } else { self.pools(&draft) };
+        let (pools, pools_of_class) = if is_resident {
+            (Vec::new(), Vec::new())
+        } else {
+            self.pools(&draft.allocation.slots, draft.pooling)
+        };
         let resident_weights = if is_resident {
             self.inventory.used_bytes
         } else {
@@ -427,16 +434,10 @@ impl<'a> Planner<'a> {
             let rest = total([bytes.kv, bytes.kv_tiers, bytes.work, bytes.io_buffers, bytes.base]);
             bytes.compute = other.saturating_sub(rest);
         }
-        let pool_of_layer = |index: usize| {
-            let layer = inventory.layers.get(index)?;
-            let pools: &Vec<u32> = pools_of_class.get(layer.class)?;
-            let place =
-                inventory.classes.get(layer.class)?.layers.iter().position(|&l| l == index)?;
-            pools.get(place).or(pools.first()).copied()
-        };
+        let pool_of_layer = |index: usize| self.pool_of_layer(&pools_of_class, index);
         let mut plan = Plan {
             mode: draft.mode,
-            placements: self.placements(&draft, &pool_of_layer),
+            placements: self.placements(draft.mode, &draft.allocation, &pool_of_layer),
             expert_layers: if is_resident { Vec::new() } else { self.layers(&pool_of_layer) },
             pools,
             ring_bytes: draft.allocation.ring_bytes,
@@ -449,6 +450,8 @@ impl<'a> Planner<'a> {
             why: Vec::new(),
             smallest_bytes,
             budget_bytes: self.request.memory_bytes,
+            gpu: None,
+            host_matrices: Vec::new(),
         };
         let (machine, layout) = (self.machine, self.request.layout);
         plan.speed = planned_speed(self.model, inventory, &plan, machine, layout);
@@ -456,12 +459,20 @@ impl<'a> Planner<'a> {
         plan
     }
 
+    fn pool_of_layer(&self, pools_of_class: &[Vec<u32>], index: usize) -> Option<u32> {
+        let layer = self.inventory.layers.get(index)?;
+        let pools = pools_of_class.get(layer.class)?;
+        let class = self.inventory.classes.get(layer.class)?;
+        let place = class.layers.iter().position(|&l| l == index)?;
+        pools.get(place).or(pools.first()).copied()
+    }
+
     /// The pools, and per size class their indices: one, or one per layer.
-    fn pools(&self, draft: &Draft) -> (Vec<Pool>, Vec<Vec<u32>>) {
+    fn pools(&self, slots: &[u64], pooling: Pooling) -> (Vec<Pool>, Vec<Vec<u32>>) {
         let mut pools = Vec::new();
         let mut pools_of_class = Vec::new();
-        for (class, &slots) in self.inventory.classes.iter().zip(&draft.allocation.slots) {
-            let groups: Vec<&[usize]> = match draft.pooling {
+        for (class, &slots) in self.inventory.classes.iter().zip(slots) {
+            let groups: Vec<&[usize]> = match pooling {
                 Pooling::Global => vec![&class.layers],
                 Pooling::PerLayer => class.layers.chunks(1).collect(),
             };
@@ -491,10 +502,11 @@ impl<'a> Planner<'a> {
 
     fn placements(
         &self,
-        draft: &Draft,
+        mode: Mode,
+        allocation: &Allocation,
         pool_of_layer: &impl Fn(usize) -> Option<u32>,
     ) -> Vec<Placement> {
-        if draft.mode == Mode::FullResident {
+        if mode == Mode::FullResident {
             let kinds = self.inventory.kinds.iter();
             let place = |kind: &Kind| match kind {
                 Kind::Unused => Placement::Unused,
@@ -509,13 +521,13 @@ impl<'a> Planner<'a> {
             .map(|kind| match *kind {
                 Kind::Fixed | Kind::Dense => Placement::Resident,
                 Kind::Unused => Placement::Unused,
-                Kind::Rows if draft.allocation.rows_pinned => Placement::Resident,
+                Kind::Rows if allocation.rows_pinned => Placement::Resident,
                 Kind::Rows => Placement::Rows,
                 Kind::Expert(layer) => pool_of_layer(layer)
                     .map_or(Placement::Resident, |pool| Placement::ExpertPool { pool }),
             })
             .collect();
-        let dense = self.inventory.dense.iter().zip(&draft.allocation.pinned);
+        let dense = self.inventory.dense.iter().zip(&allocation.pinned);
         for (dense, _) in dense.filter(|(_, pinned)| !**pinned) {
             if let Some(placement) = placements.get_mut(dense.tensor) {
                 *placement = Placement::Ring;

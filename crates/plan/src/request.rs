@@ -36,6 +36,18 @@ pub struct Request {
     pub kv_tier_bytes: u64,
     /// Names of tensors that must be resident, whatever could be done with them otherwise.
     pub pinned: Vec<String>,
+    /// The GPU that computes; `None` where the CPU does. With one, [`Self::memory_bytes`] and
+    /// [`Self::weights_memory_bytes`] are about main memory alone, and [`Self::layout`] is not
+    /// asked.
+    #[serde(default)]
+    pub gpu: Option<GpuRequest>,
+}
+
+/// What may be taken of the GPU that computes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuRequest {
+    /// Bytes of GPU memory that may be used.
+    pub memory_bytes: u64,
 }
 
 impl Default for Request {
@@ -56,6 +68,7 @@ impl Default for Request {
             measured_other_bytes: None,
             kv_tier_bytes: 0,
             pinned: Vec::new(),
+            gpu: None,
         }
     }
 }

@@ -75,6 +75,7 @@ fn machine() -> Machine {
     };
     let size = |read_bytes| BandwidthPoint { read_bytes, depth: 1, bytes_per_s: DRIVE_BYTES_PER_S };
     Machine {
+        gpu: None,
         free_memory_bytes: GIB,
         cores: 1,
         storage: vec![size(4096), size(1 << 20)],

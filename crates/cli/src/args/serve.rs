@@ -9,7 +9,7 @@ use hypura_engine::LoadOptions;
 use hypura_server::answer::KeepAlive;
 use hypura_server::{Limits, TlsConfig};
 
-use super::{FlashArg, KvArgs, LayoutArg};
+use super::{FlashArg, GpuArgs, KvArgs, LayoutArg};
 use crate::size;
 
 const ACCESS: &str = "Who may ask";
@@ -68,6 +68,9 @@ pub(crate) struct ServeArgs {
     /// Whether attention is computed by the fused kernel
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = FlashArg::Auto, help_heading = COMPUTING)]
     pub(crate) flash_attention: FlashArg,
+
+    #[command(flatten)]
+    pub(crate) gpu: GpuArgs,
 
     #[command(flatten)]
     pub(crate) kv: KvArgs,
@@ -188,7 +191,7 @@ impl LimitArgs {
 impl ServeArgs {
     /// How models are loaded.
     pub(crate) fn load_options(&self) -> LoadOptions {
-        LoadOptions {
+        let mut options = LoadOptions {
             ctx_tokens: self.ctx.unwrap_or_else(|| LoadOptions::default().ctx_tokens),
             ubatch_tokens: self.ubatch,
             threads: self.threads,
@@ -202,7 +205,9 @@ impl ServeArgs {
             profile_dir: crate::home::cache(),
             history_dir: crate::home::data().map(|data| data.join("history")),
             ..LoadOptions::default()
-        }
+        };
+        self.gpu.set(&mut options);
+        options
     }
 
     /// Certificate and key, if both are given.

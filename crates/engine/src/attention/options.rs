@@ -142,12 +142,13 @@ pub(crate) fn scope_fields(
     model: &gguf::Model,
     fingerprint: String,
     options: &LoadOptions,
+    gpu: Option<&llama::Gpu>,
     n_ctx: u32,
     tenant: &str,
 ) -> ScopeFields {
     let layout = match options.layout {
-        llama::Layout::Plain => "plain",
-        llama::Layout::Fast => "fast",
+        llama::Layout::Fast if gpu.is_none() => "fast",
+        _ => "plain",
     };
     ScopeFields {
         model: fingerprint,
@@ -159,7 +160,10 @@ pub(crate) fn scope_fields(
         positions: positions(model, n_ctx),
         adapters: String::new(),
         library: format!("llama.cpp {}", llama::version()),
-        backend: "CPU".to_owned(),
+        backend: gpu.map_or_else(|| "CPU".to_owned(), |gpu| {
+            let kind = gpu.name.trim_end_matches(|c: char| c.is_ascii_digit());
+            format!("{kind} {}", gpu.description)
+        }),
         layout: layout.to_owned(),
         tenant: tenant.to_owned(),
     }

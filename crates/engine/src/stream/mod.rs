@@ -5,6 +5,7 @@
 //! move) and the memory of the compute device (where they go).
 
 mod ahead;
+mod device;
 mod reads;
 mod residency;
 mod ring;
@@ -22,6 +23,8 @@ use hypura_tier::{EarlyRouter, Parts, SlotState, SlotTable, TableSpec, TraceShap
 
 use ahead::Ahead;
 pub use ahead::AheadStats;
+use device::Device;
+pub use device::DeviceStats;
 use reads::{Arrival, Read, Reads, Target};
 pub(crate) use ring::MatrixSource;
 use ring::{BLOCK, Ring};
@@ -66,6 +69,8 @@ pub(crate) struct Sources {
     pub(crate) layers: Vec<ExpertLayer>,
     pub(crate) n_experts: u32,
     pub(crate) slots: Vec<u32>,
+    /// Slots of each layer on a GPU; empty if none computes.
+    pub(crate) device_slots: Vec<u32>,
     pub(crate) matrices: Vec<MatrixSource>,
     pub(crate) rows: Option<RowSource>,
 }
@@ -87,6 +92,13 @@ pub(crate) struct Streamer {
     sources: Sources,
     memory: Arc<StreamMemory>,
     table: Option<SlotTable>,
+    /// The tier above: a GPU's own memory.
+    device: Option<Device>,
+    /// Whether slots of host memory were granted since they were given back last.
+    host_in_use: bool,
+    /// Whether host memory has fewer slots than there are experts.
+    reuses_host_slots: bool,
+    host_slots: Vec<u32>,
     ring: Option<Ring>,
     row_bytes: usize,
     reads: Reads,
@@ -119,6 +131,9 @@ impl Streamer {
         recorder: Option<Recorder>,
         speculate: bool,
     ) -> Result<Streamer, String> {
+        let units = sources.layers.len() * sources.n_experts as usize;
+        let reuses_host_slots = sources.slots.iter().map(|&s| s as usize).sum::<usize>() < units;
+        let mut device = None;
         let table = if sources.layers.is_empty() {
             None
         } else {
@@ -132,6 +147,9 @@ impl Streamer {
                     .map(|l| l.parts.iter().fold(Parts::EMPTY, |all, p| all | bit(p.part)))
                     .collect(),
             };
+            if !sources.device_slots.is_empty() {
+                device = Some(Device::new(&spec, sources.device_slots.clone())?);
+            }
             let mut table = SlotTable::new(spec).map_err(|error| error.to_string())?;
             table.set_own_layer_discount(OWN_LAYER_DISCOUNT);
             Some(table)
@@ -150,6 +168,10 @@ impl Streamer {
             sources,
             memory,
             table,
+            device,
+            host_in_use: false,
+            reuses_host_slots,
+            host_slots: Vec::new(),
             ring,
             row_bytes,
             reads: Reads::new(engine, files),
@@ -180,6 +202,11 @@ impl Streamer {
     pub(crate) fn set_history(&mut self, file: HistoryFile) {
         if let (Some(table), Some(mut history)) = (&mut self.table, file.read()) {
             history.now_tokens = history.now_tokens.saturating_add(HISTORY_AGE_TOKENS);
+            if let Some(device) = &mut self.device
+                && let Err(error) = device.table.import_history(history.clone())
+            {
+                tracing::debug!("{error}");
+            }
             match table.import_history(history) {
                 Ok(()) => self.plan_warming(),
                 Err(error) => tracing::debug!("{error}"),
@@ -257,6 +284,9 @@ impl Streamer {
             tracing::debug!("a read of an interrupted run failed: {reason}");
         }
         self.forget_guesses();
+        if let Some(device) = &mut self.device {
+            device.come_to_rest();
+        }
         if let Some(ring) = &mut self.ring {
             ring.computed();
             ring.clear_queue();
@@ -369,6 +399,7 @@ impl Streamer {
             passes: self.groups,
             graphs: self.graphs,
             ahead: self.ahead.stats,
+            device: self.device.as_ref().map(|device| device.stats),
         };
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }

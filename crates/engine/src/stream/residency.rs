@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use hypura_io as io;
-use hypura_llama::tiered::{Residency, ResidencyError, Routing};
+use hypura_llama::tiered::{Residency, ResidencyError, Routing, Upload, Uploads};
 use hypura_tier::{Parts, UnitId};
 
 use super::reads::{Read, Target};
+use super::device::Device;
 use super::ring::Ring;
 use super::{Streamer, bit};
 
@@ -17,9 +18,7 @@ impl Residency for Streamer {
         if !std::mem::replace(&mut self.clean, false) {
             self.come_to_rest();
         }
-        if let Some(table) = &mut self.table {
-            table.release_all();
-        }
+        self.release_all();
         if matrices.is_empty() {
             return Ok(());
         }
@@ -48,6 +47,9 @@ impl Residency for Streamer {
             experts.clear();
             experts.extend(token.iter().map(|id| id.unsigned_abs()));
             table.note_routing(layer, &experts);
+            if let Some(device) = &mut self.device {
+                device.table.note_routing(layer, &experts);
+            }
         }
     }
 
@@ -71,55 +73,54 @@ impl Residency for Streamer {
         parts: u8,
         slots: &mut Vec<u32>,
     ) -> Result<(), ResidencyError> {
-        if self.table.is_none() {
-            return Err(ResidencyError::Internal("there is no slot table".into()));
-        }
-        self.grants.clear();
         if parts.count_ones() == 1 {
             self.groups += 1;
         }
-        let parts = Parts::from_bits(parts);
-        self.settle_cancelled(layer, experts)?;
-        let Some(table) = &mut self.table else { return Ok(()) };
-        if table.acquire(layer, experts, parts, &mut self.grants).is_err() {
-            // Slots that are still filled for an interrupted run, for a guess, or from the history.
-            self.stop_warming();
-            self.reads.drain(&mut self.arrived);
-            self.book();
-            self.check_failed()?;
-            let Some(table) = &mut self.table else { return Ok(()) };
-            table
-                .acquire(layer, experts, parts, &mut self.grants)
-                .map_err(|error| ResidencyError::Internal(error.to_string()))?;
+        self.experts_in_host(layer, experts, Parts::from_bits(parts), slots)
+    }
+
+    fn device_capacity(&self, layer: u32) -> usize {
+        self.sources.device_slots.get(layer as usize).map_or(0, |&slots| slots as usize)
+    }
+
+    fn is_on_device(&self, layer: u32, expert: u32, parts: u8) -> bool {
+        let ready = |device: &Device| device.table.lookup(UnitId { layer, expert });
+        let wanted = Parts::from_bits(parts);
+        self.device.as_ref().and_then(ready).is_some_and(|(_, ready)| ready.contains(wanted))
+    }
+
+    fn device_experts(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        slots: &mut Vec<u32>,
+    ) -> Result<(), ResidencyError> {
+        if parts.count_ones() == 1 {
+            self.groups += 1;
         }
-        slots.extend(self.grants.iter().map(|grant| grant.slot.0));
-        let Some(source) = self.sources.layers.get(layer as usize).cloned() else {
-            return Err(ResidencyError::Internal(format!("there is no expert layer {layer}")));
-        };
-        let grants = std::mem::take(&mut self.grants);
-        for grant in &grants {
-            let unit = UnitId { layer, expert: grant.expert };
-            for p in source.parts.iter().filter(|p| grant.pending.contains(bit(p.part))) {
-                let target = Target::Part { layer, expert: grant.expert, part: p.part };
-                match self.pending.get(&target) {
-                    Some(&tag) => self.reads.promote(tag),
-                    None => return Err(ResidencyError::Internal("a read has been lost".into())),
-                }
-            }
-            self.ahead.asked_for(unit);
+        self.want_on_device(layer, experts, parts, slots)
+    }
+
+    fn uploads(&mut self, copies: &mut Vec<Upload>) -> Result<Uploads, ResidencyError> {
+        self.next_uploads(copies)
+    }
+
+    fn uploaded(&mut self) {
+        self.host_in_use = false;
+        if let Some(table) = &mut self.table {
+            table.release_all();
         }
-        // All slices of the first parts (gate and up) go out before the last one (down), which is
-        // needed last: see PartSource's order.
-        for part in &source.parts {
-            for grant in grants.iter().filter(|grant| grant.fill.contains(bit(part.part))) {
-                let unit = UnitId { layer, expert: grant.expert };
-                let place = (source.pool, *part);
-                self.read_part(unit, place, grant.slot.0, io::Priority::Demand)?;
-            }
+    }
+
+    fn reuses_host_slots(&self) -> bool {
+        self.reuses_host_slots
+    }
+
+    fn device_release(&mut self, layer: u32, experts: &[u32]) {
+        if let Some(device) = &mut self.device {
+            device.table.release_experts(layer, experts);
         }
-        self.grants = grants;
-        self.book();
-        self.check_failed()
     }
 
     fn is_pending(&mut self, layer: u32, parts: u8) -> bool {
@@ -220,9 +221,7 @@ impl Residency for Streamer {
     }
 
     fn computed(&mut self) {
-        if let Some(table) = &mut self.table {
-            table.release_all();
-        }
+        self.release_all();
         if let Some(ring) = &mut self.ring {
             ring.computed();
         }
@@ -244,5 +243,71 @@ impl Residency for Streamer {
     fn compute_time(&mut self, elapsed: Duration) {
         self.compute += elapsed;
         self.segments.computed(elapsed);
+    }
+}
+
+impl Streamer {
+    /// Slots may be given away again, in all tiers.
+    fn release_all(&mut self) {
+        self.host_in_use = false;
+        let device = self.device.as_mut().map(|device| &mut device.table);
+        for table in self.table.as_mut().into_iter().chain(device) {
+            table.release_all();
+        }
+    }
+
+    /// Begins to make `parts` of each of `experts` resident in host memory and appends their slots.
+    pub(super) fn experts_in_host(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: Parts,
+        slots: &mut Vec<u32>,
+    ) -> Result<(), ResidencyError> {
+        if self.table.is_none() {
+            return Err(ResidencyError::Internal("there is no slot table".into()));
+        }
+        self.grants.clear();
+        self.settle_cancelled(layer, experts)?;
+        let Some(table) = &mut self.table else { return Ok(()) };
+        if table.acquire(layer, experts, parts, &mut self.grants).is_err() {
+            // Slots that are still filled for an interrupted run, for a guess, or from the history.
+            self.stop_warming();
+            self.reads.drain(&mut self.arrived);
+            self.book();
+            self.check_failed()?;
+            let Some(table) = &mut self.table else { return Ok(()) };
+            table
+                .acquire(layer, experts, parts, &mut self.grants)
+                .map_err(|error| ResidencyError::Internal(error.to_string()))?;
+        }
+        slots.extend(self.grants.iter().map(|grant| grant.slot.0));
+        let Some(source) = self.sources.layers.get(layer as usize).cloned() else {
+            return Err(ResidencyError::Internal(format!("there is no expert layer {layer}")));
+        };
+        let grants = std::mem::take(&mut self.grants);
+        for grant in &grants {
+            let unit = UnitId { layer, expert: grant.expert };
+            for p in source.parts.iter().filter(|p| grant.pending.contains(bit(p.part))) {
+                let target = Target::Part { layer, expert: grant.expert, part: p.part };
+                match self.pending.get(&target) {
+                    Some(&tag) => self.reads.promote(tag),
+                    None => return Err(ResidencyError::Internal("a read has been lost".into())),
+                }
+            }
+            self.ahead.asked_for(unit);
+        }
+        // All slices of the first parts (gate and up) go out before the last one (down), which is
+        // needed last: see PartSource's order.
+        for part in &source.parts {
+            for grant in grants.iter().filter(|grant| grant.fill.contains(bit(part.part))) {
+                let unit = UnitId { layer, expert: grant.expert };
+                let place = (source.pool, *part);
+                self.read_part(unit, place, grant.slot.0, io::Priority::Demand)?;
+            }
+        }
+        self.grants = grants;
+        self.book();
+        self.check_failed()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{AheadStats, Segment};
+use super::{AheadStats, DeviceStats, Segment};
 use crate::status::ExpertMap;
 
 /// What streaming did since it began, or in a part of a run.
@@ -34,6 +34,8 @@ pub struct StreamStats {
     pub graphs: u64,
     /// What was read before its router had run.
     pub ahead: AheadStats,
+    /// What happened between host memory and the GPU, if one computes.
+    pub device: Option<DeviceStats>,
 }
 
 impl StreamStats {
@@ -50,6 +52,9 @@ impl StreamStats {
             passes: self.passes - earlier.passes,
             graphs: self.graphs - earlier.graphs,
             ahead: self.ahead.since(&earlier.ahead),
+            device: self
+                .device
+                .map(|now| now.since(&earlier.device.unwrap_or_default())),
         }
     }
 }

@@ -32,7 +32,7 @@ impl From<ResidencyError> for Stop {
 }
 
 /// There is no residency (any more).
-const STOPPED: &str = "streaming has stopped after an error; load the model again";
+pub(super) const STOPPED: &str = "streaming has stopped after an error; load the model again";
 
 /// Buffers that are reused from one graph to the next.
 #[derive(Default)]
@@ -40,11 +40,11 @@ pub(super) struct Scratch {
     raw: Vec<u8>,
     /// The router's choice in the layer that the walk is in.
     pub(super) ids: Vec<i32>,
-    needed: Vec<u32>,
-    slots: Vec<u32>,
+    pub(super) needed: Vec<u32>,
+    pub(super) slots: Vec<u32>,
     /// Slot of each expert of the current layer.
     pub(super) slot_of: HashMap<u32, u32>,
-    remapped: Vec<i32>,
+    pub(super) remapped: Vec<i32>,
     rows: Vec<i32>,
     pub(super) pass: passes::PassScratch,
     guesses: Guesses,
@@ -58,10 +58,11 @@ struct Changed {
 }
 
 /// Puts the sources back, whatever happens: llama.cpp may use the graph again.
-struct Restore(Vec<Changed>);
+#[derive(Default)]
+pub(super) struct Restore(Vec<Changed>);
 
 impl Restore {
-    unsafe fn note(&mut self, node: *mut Tensor) {
+    pub(super) unsafe fn note(&mut self, node: *mut Tensor) {
         // SAFETY: a node of the graph that is being computed.
         self.0.push(Changed { node, src: unsafe { (*node).src } });
     }
@@ -98,14 +99,17 @@ pub(super) unsafe fn graph(context: &BackendContext, graph: *mut Graph) -> Resul
 }
 
 /// A node that uses a streamed weight.
-struct Use {
-    node: usize,
-    kind: StreamKind,
+pub(super) struct Use {
+    pub(super) node: usize,
+    pub(super) kind: StreamKind,
 }
 
 /// # Safety
 /// The nodes are alive.
-unsafe fn find_uses(context: &BackendContext, nodes: &[*mut Tensor]) -> Result<Vec<Use>, Stop> {
+pub(super) unsafe fn find_uses(
+    context: &BackendContext,
+    nodes: &[*mut Tensor],
+) -> Result<Vec<Use>, Stop> {
     let state = context.device.state();
     let mut uses = Vec::new();
     for (i, node) in nodes.iter().enumerate() {
@@ -232,7 +236,7 @@ impl<'a> Walk<'a> {
             graph,
             nodes,
             start: 0,
-            restore: Restore(Vec::new()),
+            restore: Restore::default(),
             layer: None,
             routers: Vec::new(),
             unfinished: Vec::new(),
@@ -538,14 +542,6 @@ unsafe fn read_i32(
         let target = raw.as_mut_ptr().cast();
         sys::ggml_backend_tensor_get_async(context.inner, tensor, target, 0, bytes);
         sys::ggml_backend_synchronize(context.inner);
-        out.clear();
-        let nb = (*tensor).nb;
-        for row in 0..graph::dim(tensor, 1) {
-            for column in 0..graph::dim(tensor, 0) {
-                let at = row * nb[1] + column * nb[0];
-                let word = raw.get(at..at + 4).and_then(|w| <[u8; 4]>::try_from(w).ok());
-                out.push(word.map_or(0, i32::from_ne_bytes));
-            }
-        }
+        graph::table(tensor, raw, out);
     }
 }

@@ -11,13 +11,15 @@ use llama_cpp_sys_2 as sys;
 
 use super::ledger::{self, Allocated};
 use super::memory::StreamMemory;
-use super::{Residency, StreamKind, StreamedTensor, buffers, compute, graph, repacked};
+use super::staged::Stage;
+use super::{Residency, StreamKind, StreamedTensor, buffers, compute, graph, repacked, staged};
 use crate::abi::{
-    self, Backend, BackendI, BackendObject, BufferType, Buft, Dev, DeviceI, DeviceObject, Graph,
+    self, Backend, BackendI, BackendObject, BufferType, Buft, Dev, DeviceI, DeviceObject, Event, Graph,
     Reg, RegI, RegObject, Tensor,
 };
 use crate::context::DecodeError;
 use crate::cpu::cpu;
+use crate::gpu::Gpu;
 use crate::threads::Threadpool;
 
 /// A ggml device that wraps another and streams weights to it.
@@ -33,6 +35,10 @@ pub struct TieredDevice {
     /// For resident tensors that come rearranged.
     repacked: BufferType,
     pub(super) inner: Dev,
+    /// Whether the wrapped device is the CPU.
+    pub(super) is_cpu: bool,
+    /// Whether the wrapped device has memory of its own, to which bytes are copied from ours.
+    pub(super) is_staged: bool,
     this: Weak<TieredDevice>,
     /// While loading, streamed buffers claim to be host memory: llama.cpp would otherwise build a
     /// staging copy of each tensor.
@@ -72,6 +78,8 @@ pub(super) struct Stream {
 pub(super) struct BackendContext {
     pub(super) device: Arc<TieredDevice>,
     pub(super) inner: Backend,
+    /// How bytes get to a device with memory of its own.
+    pub(super) stage: Option<Mutex<Stage>>,
     /// Threads of the wrapped backend, freed after it.
     _threads: Option<Arc<Threadpool>>,
 }
@@ -83,14 +91,18 @@ unsafe impl Send for TieredDevice {}
 unsafe impl Sync for TieredDevice {}
 
 impl TieredDevice {
-    /// Wraps ggml's CPU device.
+    /// Wraps a GPU, or ggml's CPU device.
     ///
     /// # Errors
     /// When the linked library is not the one that the mirrors in `abi` were written for.
-    pub(super) fn new(tensors: &[StreamedTensor]) -> Result<Arc<TieredDevice>, String> {
+    pub(super) fn new(
+        tensors: &[StreamedTensor],
+        gpu: Option<&Gpu>,
+    ) -> Result<Arc<TieredDevice>, String> {
         crate::init();
         abi::verify()?;
-        let inner = cpu().ok_or("ggml has no CPU backend")?.device;
+        let cpu = cpu().ok_or("ggml has no CPU backend")?.device;
+        let inner = gpu.map_or(cpu, Gpu::dev);
         let expected = tensors.iter().map(|t| (t.name.clone(), t.clone())).collect();
         let device = Arc::new_cyclic(|weak: &Weak<TieredDevice>| {
             let this = weak.as_ptr().cast_mut();
@@ -104,6 +116,8 @@ impl TieredDevice {
                 resident: BufferType { iface: buffers::RESIDENT, device: dev.cast(), context },
                 repacked: BufferType { iface: repacked::REPACKED, device: dev.cast(), context },
                 inner,
+                is_cpu: inner == cpu,
+                is_staged: gpu.is_some_and(|gpu| !gpu.is_unified()),
                 this: Weak::clone(weak),
                 loading: AtomicBool::new(true),
                 state: Mutex::new(State { expected, ..State::default() }),
@@ -278,9 +292,9 @@ const DEVICE: DeviceI = DeviceI {
     supports_op: Some(supports_op),
     supports_buft: Some(supports_buft),
     offload_op: None,
-    event_new: None,
-    event_free: None,
-    event_synchronize: None,
+    event_new: Some(event_new),
+    event_free: Some(event_free),
+    event_synchronize: Some(event_synchronize),
 };
 
 unsafe extern "C" fn device_name(_: Dev) -> *const c_char {
@@ -325,6 +339,21 @@ unsafe extern "C" fn device_host_buffer_type(dev: Dev) -> Buft {
     unsafe { sys::ggml_backend_dev_host_buffer_type(of_dev(dev).inner) }
 }
 
+unsafe extern "C" fn event_new(dev: Dev) -> Event {
+    // SAFETY: forwarded; null if the wrapped device has none. Events belong to that device.
+    unsafe { sys::ggml_backend_event_new(of_dev(dev).inner) }
+}
+
+unsafe extern "C" fn event_free(_: Dev, event: Event) {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_event_free(event) };
+}
+
+unsafe extern "C" fn event_synchronize(_: Dev, event: Event) {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_event_synchronize(event) };
+}
+
 unsafe extern "C" fn supports_op(dev: Dev, op: *const Tensor) -> bool {
     // SAFETY: forwarded; ggml asks about live tensors.
     unsafe {
@@ -366,7 +395,11 @@ unsafe extern "C" fn reg_device(reg: Reg, _: usize) -> Dev {
     unsafe { this((*reg.cast::<RegObject>()).context) }.dev()
 }
 
-unsafe extern "C" fn reg_proc(_: Reg, name: *const c_char) -> *mut c_void {
+unsafe extern "C" fn reg_proc(reg: Reg, name: *const c_char) -> *mut c_void {
+    // SAFETY: the registry lives in the device.
+    if !unsafe { this((*reg.cast::<RegObject>()).context) }.is_cpu {
+        return null_mut();
+    }
     // SAFETY: ggml passes a terminated string.
     match unsafe { CStr::from_ptr(name) }.to_bytes() {
         b"ggml_backend_set_n_threads" => set_n_threads as *mut c_void,
@@ -414,6 +447,64 @@ const BACKEND: BackendI = BackendI {
     graph_optimize: None,
 };
 
+/// For a device that computes behind our back: what is asked of us is put into its stream, in order.
+const STAGED_BACKEND: BackendI = BackendI {
+    set_tensor_async: Some(set_tensor_async),
+    get_tensor_async: Some(get_tensor_async),
+    event_record: Some(event_record),
+    event_wait: Some(event_wait),
+    graph_optimize: Some(graph_optimize),
+    ..BACKEND
+};
+
+unsafe extern "C" fn set_tensor_async(
+    backend: Backend,
+    tensor: *mut Tensor,
+    data: *const c_void,
+    offset: usize,
+    size: usize,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        let inner = of_backend(backend).inner;
+        sys::ggml_backend_tensor_set_async(inner, tensor, data, offset, size);
+    }
+}
+
+unsafe extern "C" fn get_tensor_async(
+    backend: Backend,
+    tensor: *const Tensor,
+    data: *mut c_void,
+    offset: usize,
+    size: usize,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        let inner = of_backend(backend).inner;
+        sys::ggml_backend_tensor_get_async(inner, tensor, data, offset, size);
+    }
+}
+
+unsafe extern "C" fn event_record(backend: Backend, event: Event) {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_event_record(event, of_backend(backend).inner) };
+}
+
+unsafe extern "C" fn event_wait(backend: Backend, event: Event) {
+    // SAFETY: forwarded.
+    unsafe { sys::ggml_backend_event_wait(of_backend(backend).inner, event) };
+}
+
+unsafe extern "C" fn graph_optimize(backend: Backend, graph: *mut Graph, params: *mut c_void) {
+    // SAFETY: forwarded, if the wrapped backend has it.
+    unsafe {
+        let inner = of_backend(backend).inner;
+        if let Some(optimize) = (*inner.cast::<BackendObject>()).iface.graph_optimize {
+            optimize(inner, graph, params);
+        }
+    }
+}
+
 static mut GUID: [u8; 16] = *b"hypura-tiered-01";
 
 unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
@@ -426,15 +517,25 @@ unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
             return null_mut();
         }
         let threads = device.state().threads.clone();
-        if let (Some(threads), Some(cpu)) = (&threads, cpu()) {
+        if let (Some(threads), Some(cpu), true) = (&threads, cpu(), device.is_cpu) {
             (cpu.set_n_threads)(inner, threads.n_threads());
             (cpu.set_threadpool)(inner, threads.as_ptr());
         }
+        let stage = if device.is_staged {
+            let Some(stage) = Stage::new(device.inner) else {
+                sys::ggml_backend_free(inner);
+                return null_mut();
+            };
+            Some(Mutex::new(stage))
+        } else {
+            None
+        };
         let Some(device) = device.this.upgrade() else { return null_mut() };
-        let context = Box::new(BackendContext { device, inner, _threads: threads });
+        let iface = if stage.is_some() { STAGED_BACKEND } else { BACKEND };
+        let context = Box::new(BackendContext { device, inner, stage, _threads: threads });
         Box::into_raw(Box::new(BackendObject {
             guid: &raw mut GUID,
-            iface: BACKEND,
+            iface,
             device: dev,
             context: Box::into_raw(context).cast(),
         }))
@@ -450,7 +551,9 @@ unsafe extern "C" fn backend_free(backend: Backend) {
     // SAFETY: both boxes were made in `init_backend`; ggml frees a backend once.
     unsafe {
         let object = Box::from_raw(backend.cast::<BackendObject>());
-        let context = Box::from_raw(object.context.cast::<BackendContext>());
+        let mut context = Box::from_raw(object.context.cast::<BackendContext>());
+        sys::ggml_backend_synchronize(context.inner);
+        drop(context.stage.take());
         sys::ggml_backend_free(context.inner);
     }
 }
@@ -471,7 +574,12 @@ unsafe extern "C" fn graph_compute(backend: Backend, graph: *mut Graph) -> sys::
     // SAFETY: ggml passes one of our backends.
     let context = unsafe { of_backend(backend) };
     // SAFETY: ggml passes a live graph whose tensors are allocated.
-    let compute = AssertUnwindSafe(|| unsafe { compute::graph(context, graph) });
+    let compute = AssertUnwindSafe(|| unsafe {
+        match &context.stage {
+            Some(stage) => staged::graph(context, stage, graph),
+            None => compute::graph(context, graph),
+        }
+    });
     match catch_unwind(compute) {
         Ok(Ok(())) => sys::GGML_STATUS_SUCCESS,
         Ok(Err(compute::Stop::Aborted)) => sys::GGML_STATUS_ABORTED,

@@ -54,3 +54,34 @@ pub(super) unsafe fn dim(tensor: *const Tensor, i: usize) -> usize {
     // SAFETY: the caller's promise; dimensions are never negative.
     usize::try_from(unsafe { (&(*tensor).ne)[i] }).unwrap_or(0)
 }
+
+/// Puts a (possibly strided) table of at most two dimensions, whose bytes are `raw`, into `out`.
+///
+/// # Safety
+/// `tensor` is alive.
+pub(super) unsafe fn table(tensor: *const Tensor, raw: &[u8], out: &mut Vec<i32>) {
+    out.clear();
+    // SAFETY: the caller's promise.
+    let (nb, columns, rows) = unsafe { ((*tensor).nb, dim(tensor, 0), dim(tensor, 1)) };
+    for row in 0..rows {
+        for column in 0..columns {
+            let at = row * nb[1] + column * nb[0];
+            let word = raw.get(at..at + 4).and_then(|w| <[u8; 4]>::try_from(w).ok());
+            out.push(word.map_or(0, i32::from_ne_bytes));
+        }
+    }
+}
+
+/// Gives a table of ids the shape `[n_used, n_tokens]`.
+///
+/// # Safety
+/// `table` is ours, and has room.
+pub(super) unsafe fn reshape(table: *mut Tensor, n_used: usize, n_tokens: usize) {
+    let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*table).ne = [len(n_used), len(n_tokens), 1, 1];
+        let row = 4 * n_used;
+        (*table).nb = [4, row, row * n_tokens, row * n_tokens];
+    }
+}

@@ -20,6 +20,13 @@ pub struct Allocated {
     pub contexts_bytes: u64,
 }
 
+impl Allocated {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights_bytes + self.contexts_bytes
+    }
+}
+
 type FreeFn = Option<unsafe extern "C" fn(Buffer)>;
 
 struct Entry {

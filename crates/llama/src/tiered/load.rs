@@ -12,6 +12,7 @@ use super::StreamedTensor;
 use super::device::TieredDevice;
 use crate::abi::Buft;
 use crate::cookie::Stream;
+use crate::gpu::Gpu;
 use crate::model::{self, Layout, LoadError, Model, Progress, ProgressSlot};
 use crate::virtual_gguf::{ServeCounts, VirtualGguf};
 
@@ -27,8 +28,10 @@ pub struct TieredParams<'a> {
     pub reader: Box<dyn io::ReadEngine>,
     /// The tensors that are not to be loaded.
     pub streamed: &'a [StreamedTensor],
-    /// The layout of resident weights.
+    /// The layout of resident weights; on a GPU it is that of the file.
     pub layout: Layout,
+    /// The GPU that computes, if one does.
+    pub gpu: Option<Gpu>,
     /// Told how far it is; answers whether to go on.
     pub progress: Progress<'a>,
 }
@@ -50,7 +53,7 @@ pub struct LoadStats {
 /// When llama.cpp refuses the model, a read fails, or the loader's assumptions about llama.cpp's
 /// internals do not hold.
 pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
-    let device = TieredDevice::new(params.streamed).map_err(LoadError::Abi)?;
+    let device = TieredDevice::new(params.streamed, params.gpu.as_ref()).map_err(LoadError::Abi)?;
     let skip: HashSet<&str> = params.streamed.iter().map(|t| t.name.as_str()).collect();
     let (file, counts) =
         VirtualGguf::new((params.model, params.hot), params.files, params.reader, |name| {
@@ -73,7 +76,8 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
             buft: *buft,
         })
         .collect();
-    if params.layout == Layout::Fast {
+    let is_repacking = params.layout == Layout::Fast && params.gpu.is_none();
+    if is_repacking {
         // llama.cpp considers repacking only for tensors that are overridden to the CPU's type.
         overrides.push(sys::llama_model_tensor_buft_override {
             pattern: c".*".as_ptr(),
@@ -97,7 +101,7 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
         p.tensor_buft_overrides = overrides.as_ptr();
         p.load_mode = sys::LLAMA_LOAD_MODE_NONE;
         p.lazy_mode = sys::LLAMA_LAZY_MODE_OFF;
-        p.use_extra_bufts = params.layout == Layout::Fast;
+        p.use_extra_bufts = is_repacking;
         p.check_tensors = false;
         (p.progress_callback, p.progress_callback_user_data) = model::progress_callback(&mut slot);
         let ptr = sys::llama_model_load_from_file_ptr(stream.as_ptr().cast(), p);

@@ -10,6 +10,7 @@ use hypura_io::Buffer;
 use llama_cpp_sys_2 as sys;
 
 use super::device::{TieredDevice, Weight};
+use super::front::Front;
 use super::{PartIndex, StreamKind, graph, repacked};
 use crate::abi::{Buffer as GgmlBuffer, Tensor};
 use crate::model::Model;
@@ -33,6 +34,8 @@ pub struct PoolSpec {
     /// begins there too, with room for the rest of its first and last block, so that direct reads
     /// land in place. A part that is absent lies slice by slice.
     pub phases: HashMap<(u32, PartIndex), usize>,
+    /// Slots of each expert layer in the memory of a device that has its own; empty if none does.
+    pub device_slots: Vec<u32>,
 }
 
 /// One part of the slots of a pool.
@@ -68,6 +71,8 @@ pub struct StreamMemory {
     ids: Vec<*mut Tensor>,
     ids_capacity: usize,
     bytes: u64,
+    /// Slots in the device's own memory. Pools and ring are then what is copied from.
+    front: Option<Front>,
     /// Pieces that are being filled: start address and length.
     lent: Mutex<BTreeMap<usize, usize>>,
 }
@@ -165,10 +170,14 @@ impl StreamMemory {
             ids: Vec::new(),
             ids_capacity: (spec.n_used_max * spec.n_ubatch).max(1),
             bytes: 0,
+            front: None,
             lent: Mutex::new(BTreeMap::new()),
         };
         // SAFETY: the weights are tensors of a model that the caller holds.
         unsafe {
+            if device.is_staged {
+                memory.front = Some(Front::new(device, spec, &weights)?);
+            }
             if spec.ring_bytes > 0 {
                 let (buffer, span) = memory.allocate(buft(device), spec.ring_bytes)?;
                 (memory.ring_buffer, memory.ring) = (buffer, Some(span));
@@ -183,7 +192,8 @@ impl StreamMemory {
                     StreamKind::Rows => memory.add_rows(device, tensor, spec.n_ubatch)?,
                 }
             }
-            for _ in 0..spec.pool_of_layer.len() {
+            let n_ids = if device.is_staged { 0 } else { spec.pool_of_layer.len() };
+            for _ in 0..n_ids {
                 let n = i64::try_from(memory.ids_capacity).unwrap_or(i64::MAX);
                 let ids = sys::ggml_new_tensor_1d(memory.ctx.as_ptr(), sys::GGML_TYPE_I32, n);
                 memory.place(device, ids)?;
@@ -191,6 +201,23 @@ impl StreamMemory {
             }
         }
         Ok(Arc::new(memory))
+    }
+
+    /// Bytes of the device's own memory that were allocated.
+    pub fn device_bytes(&self) -> u64 {
+        self.front.as_ref().map_or(0, Front::bytes)
+    }
+
+    pub(super) fn front(&self) -> Option<&Front> {
+        self.front.as_ref()
+    }
+
+    /// Where a part of an expert lies in host memory.
+    pub(super) fn host_slot(&self, layer: u32, part: PartIndex, slot: u32) -> Option<*const u8> {
+        let pool = self.pools.get(*self.pool_of_layer.get(layer as usize)? as usize)?;
+        let part = pool.parts.get(&part).filter(|_| slot < pool.slots)?;
+        // SAFETY: the tensor holds `slots` slices.
+        Some(unsafe { (*part.tensor).data.cast::<u8>().add(slot as usize * part.stride) })
     }
 
     /// Bytes allocated.
@@ -310,11 +337,7 @@ impl StreamMemory {
             return None;
         }
         // SAFETY: the table has room for the shape.
-        unsafe {
-            (*tensor).ne = [i64::try_from(n_used).ok()?, i64::try_from(n_tokens).ok()?, 1, 1];
-            let row = 4 * n_used;
-            (*tensor).nb = [4, row, row * n_tokens, row * n_tokens];
-        }
+        unsafe { graph::reshape(tensor, n_used, n_tokens) };
         Some(tensor)
     }
 
@@ -465,6 +488,7 @@ impl StreamMemory {
             // Before the first touch: direct reads into small pages cost the kernel four times as
             // much.
             if bytes >= HUGE_FROM_BYTES
+                && buft == sys::ggml_backend_cpu_buffer_type()
                 && let Err(error) = hypura_io::prefer_huge_pages(ptr, bytes)
             {
                 tracing::debug!("no huge pages: {error}");
@@ -474,10 +498,16 @@ impl StreamMemory {
     }
 }
 
-/// The wrapped device's memory.
+/// Memory that bytes are read into: the wrapped device's, or what it copies from fastest.
 fn buft(device: &TieredDevice) -> sys::ggml_backend_buffer_type_t {
     // SAFETY: the device is alive as long as the backend registry.
-    unsafe { sys::ggml_backend_dev_buffer_type(device.inner) }
+    unsafe {
+        if !device.is_staged {
+            return sys::ggml_backend_dev_buffer_type(device.inner);
+        }
+        let pinned = sys::ggml_backend_dev_host_buffer_type(device.inner);
+        if pinned.is_null() { sys::ggml_backend_cpu_buffer_type() } else { pinned }
+    }
 }
 
 impl Drop for StreamMemory {

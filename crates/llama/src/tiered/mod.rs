@@ -19,6 +19,7 @@
 mod buffers;
 mod compute;
 mod device;
+mod front;
 mod graph;
 mod ledger;
 mod load;
@@ -26,6 +27,7 @@ mod memory;
 mod passes;
 mod predict;
 mod repacked;
+mod staged;
 
 use std::fmt;
 
@@ -151,6 +153,59 @@ pub trait Residency: Send {
     /// When a read failed.
     fn rows(&mut self, rows: &[i32]) -> Result<(), ResidencyError>;
 
+    /// For a device with memory of its own: how many experts of `layer` can be there at once.
+    fn device_capacity(&self, layer: u32) -> usize {
+        let _ = layer;
+        0
+    }
+
+    /// Whether all of `parts` of an expert are in the device's own memory, or on their way there.
+    fn is_on_device(&self, layer: u32, expert: u32, parts: u8) -> bool {
+        let _ = (layer, expert, parts);
+        false
+    }
+
+    /// Begins to bring `parts` of each of `experts` (distinct) to the device's own memory, and
+    /// appends their slots there. They can be used after [`Residency::uploads`] has ended and its
+    /// copies are done.
+    ///
+    /// # Errors
+    /// When there are more experts than slots, or a read failed.
+    fn device_experts(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        slots: &mut Vec<u32>,
+    ) -> Result<(), ResidencyError> {
+        let _ = (layer, experts, parts, slots);
+        Err(ResidencyError::Internal("this residency knows no device".into()))
+    }
+
+    /// Appends copies that can be made now, waiting for bytes if there are none yet, until all
+    /// that [`Residency::device_experts`] asked for is there.
+    ///
+    /// # Errors
+    /// When a read failed.
+    fn uploads(&mut self, copies: &mut Vec<Upload>) -> Result<Uploads, ResidencyError> {
+        let _ = copies;
+        Ok(Uploads::Done)
+    }
+
+    /// The computation that uses these experts of `layer` comes before any copy that begins from
+    /// now on: their slots on the device may be taken again.
+    fn device_release(&mut self, layer: u32, experts: &[u32]) {
+        let _ = (layer, experts);
+    }
+
+    /// All copies that were asked for have been made: what they came from may be taken again.
+    fn uploaded(&mut self) {}
+
+    /// Whether host memory that was copied from may be overwritten by later reads.
+    fn reuses_host_slots(&self) -> bool {
+        true
+    }
+
     /// All that was granted has been used; slots and ring space may be taken again.
     fn computed(&mut self);
 
@@ -163,6 +218,30 @@ pub trait Residency: Send {
 
     /// The wrapped device was busy for this long.
     fn compute_time(&mut self, elapsed: std::time::Duration);
+}
+
+/// One part of an expert, to be copied from a slot in host memory to one of the device's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upload {
+    /// The expert layer.
+    pub layer: u32,
+    /// Which part.
+    pub part: PartIndex,
+    /// The slot in host memory.
+    pub host_slot: u32,
+    /// The slot in the device's memory.
+    pub slot: u32,
+}
+
+/// How far [`Residency::uploads`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uploads {
+    /// Everything is copied, or about to be.
+    Done,
+    /// There is more to come.
+    More,
+    /// There is more to come, once [`Residency::uploaded`] was called.
+    Full,
 }
 
 /// Why weights could not be made resident.

@@ -13,7 +13,7 @@ use llama_cpp_sys_2 as sys;
 use super::compute::{Scratch, Stop, compute_and_wait};
 use super::device::{BackendContext, Stream};
 use super::graph;
-use crate::abi::{self, Buffer, Graph, Tensor};
+use crate::abi::{self, Buffer, Buft, Graph, Tensor};
 
 /// One matmul to do in passes.
 pub(super) struct Job {
@@ -281,6 +281,16 @@ impl Drop for Descriptions {
 }
 
 impl PassScratch {
+    /// Whether the tensors have room without a larger buffer.
+    pub(super) unsafe fn fits(&self, context: &BackendContext, tensors: &[*mut Tensor]) -> bool {
+        // SAFETY: the tensors are described.
+        unsafe {
+            let buft = sys::ggml_backend_dev_buffer_type(context.device.inner);
+            let wanted: usize = tensors.iter().map(|&t| placed_bytes(buft, t)).sum();
+            self.buffer.is_some_and(|(_, have)| have >= wanted)
+        }
+    }
+
     /// Gives the tensors places in the scratch buffer, which grows if it must.
     pub(super) unsafe fn place(
         &mut self,
@@ -291,11 +301,7 @@ impl PassScratch {
         // buffer any more.
         unsafe {
             let buft = sys::ggml_backend_dev_buffer_type(context.device.inner);
-            let align = sys::ggml_backend_buft_get_alignment(buft).max(1);
-            let size = |t: *mut Tensor| {
-                sys::ggml_backend_buft_get_alloc_size(buft, t).next_multiple_of(align)
-            };
-            let wanted: usize = tensors.iter().map(|&t| size(t)).sum();
+            let wanted: usize = tensors.iter().map(|&t| placed_bytes(buft, t)).sum();
             if self.buffer.is_none_or(|(_, have)| have < wanted) {
                 if let Some((old, _)) = self.buffer.take() {
                     sys::ggml_backend_buffer_free(old);
@@ -312,10 +318,19 @@ impl PassScratch {
             let mut at = sys::ggml_backend_buffer_get_base(buffer).cast::<u8>();
             for &tensor in tensors {
                 sys::ggml_backend_tensor_alloc(buffer, tensor, at.cast());
-                at = at.add(size(tensor));
+                at = at.add(placed_bytes(buft, tensor));
             }
             Ok(())
         }
+    }
+}
+
+/// Bytes that a tensor takes in a buffer of this type.
+unsafe fn placed_bytes(buft: Buft, tensor: *mut Tensor) -> usize {
+    // SAFETY: a live type and a described tensor.
+    unsafe {
+        let align = sys::ggml_backend_buft_get_alignment(buft).max(1);
+        sys::ggml_backend_buft_get_alloc_size(buft, tensor).next_multiple_of(align)
     }
 }
 

@@ -61,6 +61,12 @@ impl Lookups {
     /// Of each pool: the lookups of all pools of its shape together, since slots that don't divide
     /// evenly make no difference.
     pub(super) fn of_pools(plan: &Plan) -> Vec<Lookups> {
+        let slots: Vec<u32> = plan.pools.iter().map(|pool| pool.slots).collect();
+        Self::of_pools_with(plan, &slots)
+    }
+
+    /// The same with other numbers of slots, one per pool.
+    pub(super) fn of_pools_with(plan: &Plan, slots: &[u32]) -> Vec<Lookups> {
         let alike = |a: &Pool, b: &Pool| {
             (&a.parts, a.n_experts, a.n_used) == (&b.parts, b.n_experts, b.n_used)
         };
@@ -71,9 +77,11 @@ impl Lookups {
                 n_used: pool.n_used.into(),
                 slots: 0,
             };
-            for other in plan.pools.iter().filter(|other| alike(pool, other)) {
-                lookups.n_layers += other.layers.len() as u64;
-                lookups.slots += u64::from(other.slots);
+            for (other, &slots) in plan.pools.iter().zip(slots) {
+                if alike(pool, other) {
+                    lookups.n_layers += other.layers.len() as u64;
+                    lookups.slots += u64::from(slots);
+                }
             }
             lookups
         };

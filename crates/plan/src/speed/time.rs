@@ -18,9 +18,9 @@ use crate::request::Layout;
 pub(super) const PREDICTED_SHARE: f64 = 0.7;
 
 /// Reads under way when an engine reads as much as it can.
-const READ_DEPTH: u32 = 16;
+pub(super) const READ_DEPTH: u32 = 16;
 /// Larger reads are divided into pieces of this size.
-const CHUNK_BYTES: u64 = 1 << 20;
+pub(super) const CHUNK_BYTES: u64 = 1 << 20;
 /// What a direct read takes more than was asked for, on average: half a block at each end.
 const SLACK_BYTES: u64 = 4096;
 
@@ -32,7 +32,7 @@ const STEPS_OF_EXPERTS: f64 = 26.0;
 /// model takes beyond its weights.
 const STEP_WORK: f64 = 2.2;
 /// Seconds per entry of the vocabulary in choosing a token.
-const CHOOSING_S_PER_ENTRY: f64 = 3e-9;
+pub(super) const CHOOSING_S_PER_ENTRY: f64 = 3e-9;
 
 /// By how much a measured drive may be faster or slower in the next minute, ...
 const FRESH_STORAGE_SPREAD: f64 = 1.2;
@@ -45,9 +45,9 @@ const COMPUTE_SPREAD: f64 = 1.15;
 /// ... and that was not.
 const ASSUMED_COMPUTE_SPREAD: f64 = 3.0;
 /// By how much another prompt misses more or less experts than the recorded one.
-const REPLAYED_MISSES_SPREAD: f64 = 1.35;
+pub(super) const REPLAYED_MISSES_SPREAD: f64 = 1.35;
 /// By how much the curve's misses may be too many.
-const ASSUMED_MISSES_SPREAD: f64 = 2.0;
+pub(super) const ASSUMED_MISSES_SPREAD: f64 = 2.0;
 
 /// Seconds: expected, and between what.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -132,13 +132,7 @@ impl<'a> Times<'a> {
         let row_bytes: f64 = of(Placement::Rows)
             .map(|(tensor, _)| (tensor.bytes / tensor.dims[1].max(1)) as f64)
             .sum();
-        let storage_spread = if machine.storage_bytes_per_s(1, 1).is_none() {
-            ASSUMED_STORAGE_SPREAD
-        } else if machine.storage_is_fresh {
-            FRESH_STORAGE_SPREAD
-        } else {
-            STORAGE_SPREAD
-        };
+        let storage_spread = storage_spread(machine);
         Times {
             experts,
             dense,
@@ -258,11 +252,22 @@ impl<'a> Times<'a> {
     }
 }
 
-fn slowest(compute: Seconds) -> f64 {
+/// By how much the drive may be faster or slower than it is said to be.
+pub(super) fn storage_spread(machine: &Machine) -> f64 {
+    if machine.storage_bytes_per_s(1, 1).is_none() {
+        ASSUMED_STORAGE_SPREAD
+    } else if machine.storage_is_fresh {
+        FRESH_STORAGE_SPREAD
+    } else {
+        STORAGE_SPREAD
+    }
+}
+
+pub(super) fn slowest(compute: Seconds) -> f64 {
     compute.measured * COMPUTE_SPREAD + compute.assumed * ASSUMED_COMPUTE_SPREAD
 }
 
-fn fastest(compute: Seconds) -> f64 {
+pub(super) fn fastest(compute: Seconds) -> f64 {
     compute.measured / COMPUTE_SPREAD + compute.assumed / ASSUMED_COMPUTE_SPREAD
 }
 
@@ -317,14 +322,14 @@ impl ExpertLayer {
 }
 
 /// How long reading missing experts of one layer takes.
-struct ExpertReads {
-    slot_bytes: u64,
+pub(super) struct ExpertReads {
+    pub(super) slot_bytes: u64,
     /// Seconds by how many are missing, from 0 on.
     seconds: Vec<f64>,
 }
 
 impl ExpertReads {
-    fn new(pool: &Pool, n_used: u64, machine: &Machine) -> ExpertReads {
+    pub(super) fn new(pool: &Pool, n_used: u64, machine: &Machine) -> ExpertReads {
         let parts = || pool.parts.iter();
         let largest = parts().map(|part| part.bytes).max().unwrap_or(0);
         let pieces: u64 = parts().map(|part| part.bytes.div_ceil(CHUNK_BYTES)).sum();
@@ -339,32 +344,32 @@ impl ExpertReads {
         }
     }
 
-    fn seconds(&self, missing: u64) -> f64 {
+    pub(super) fn seconds(&self, missing: u64) -> f64 {
         let at = usize::try_from(missing).unwrap_or(usize::MAX);
         self.seconds.get(at).or(self.seconds.last()).copied().unwrap_or(0.0)
     }
 
     /// For a mean that is no whole number: straight between its neighbours.
-    fn seconds_mean(&self, missing: f64) -> f64 {
+    pub(super) fn seconds_mean(&self, missing: f64) -> f64 {
         let below = missing.max(0.0).floor();
         let (low, high) = (self.seconds(whole(below)), self.seconds(whole(below) + 1));
         low + (high - low) * (missing - below)
     }
 
     /// At the rate of as many as a token can miss.
-    fn seconds_of_many(&self, missing: f64) -> f64 {
+    pub(super) fn seconds_of_many(&self, missing: f64) -> f64 {
         let most = self.seconds.len().saturating_sub(1).max(1) as f64;
         missing * self.seconds.last().copied().unwrap_or(0.0) / most
     }
 }
 
-fn bandwidth(machine: &Machine, read_bytes: u64, depth: u32) -> f64 {
+pub(super) fn bandwidth(machine: &Machine, read_bytes: u64, depth: u32) -> f64 {
     let measured = machine.storage_bytes_per_s(read_bytes, depth).unwrap_or(0.0);
     or_assumed(measured, ASSUMED_STORAGE_BYTES_PER_S)
 }
 
 /// Bytes as a whole number; those of a token are far below the limits of either type.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
-fn whole(value: f64) -> u64 {
+pub(super) fn whole(value: f64) -> u64 {
     value.round() as u64
 }

@@ -398,6 +398,7 @@ pub(crate) fn machine() -> Machine {
         storage_is_fresh: false,
         compute: rates(),
         step_s: 5e-7,
+        gpu: None,
     }
 }
 

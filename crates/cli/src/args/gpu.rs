@@ -1,0 +1,41 @@
+//! Options of the GPU.
+
+use clap::Args;
+use hypura_engine::{GpuChoice, LoadOptions};
+
+use crate::size;
+
+/// Which GPU computes, and within what.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GpuArgs {
+    /// What computes: auto (the first GPU, if there is one), off (the CPU), or a device's name as
+    /// `hypura profile` lists it
+    #[arg(long, value_name = "WHICH", default_value = "auto", value_parser = choice, help_heading = "GPU")]
+    gpu: GpuChoice,
+
+    /// What may be used of its memory, such as 8GiB [default: what is free, less a margin]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "GPU")]
+    gpu_memory: Option<u64>,
+
+    /// Experts of a layer that the GPU holds at most, for measuring
+    #[arg(long, value_name = "N", hide = true)]
+    gpu_slots: Option<u32>,
+}
+
+impl GpuArgs {
+    /// Says it to the engine.
+    pub(crate) fn set(&self, options: &mut LoadOptions) {
+        options.gpu.clone_from(&self.gpu);
+        options.gpu_memory_bytes = self.gpu_memory;
+        options.gpu_slots_max = self.gpu_slots;
+    }
+}
+
+#[allow(clippy::unnecessary_wraps)] // clap asks for it
+fn choice(text: &str) -> Result<GpuChoice, String> {
+    Ok(match text {
+        "auto" => GpuChoice::Auto,
+        "off" | "none" => GpuChoice::Off,
+        name => GpuChoice::Named(name.to_owned()),
+    })
+}

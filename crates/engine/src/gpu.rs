@@ -1,0 +1,142 @@
+//! The GPU that computes: which one, and how much of its memory.
+
+use hypura_llama::{Gpu, GpuError};
+use hypura_plan::{self as plan, GpuRates, GpuRequest, Plan};
+
+use crate::machine::Survey;
+use crate::options::{LoadError, LoadOptions};
+
+/// Which GPU computes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum GpuChoice {
+    /// None.
+    #[default]
+    Off,
+    /// The first one, if there is one that a model can use.
+    Auto,
+    /// The one with this name of ggml's, such as `CUDA0`.
+    Named(String),
+}
+
+/// Of the free memory of a GPU, one part in this many is left to others, and never less than
+/// `MARGIN_BYTES_MIN`.
+const MARGIN_SHARE: u64 = 16;
+const MARGIN_BYTES_MIN: u64 = 256 << 20;
+
+/// A GPU and what of it may be used.
+#[derive(Debug, Clone)]
+pub(crate) struct Chosen {
+    pub(crate) gpu: Gpu,
+    /// Bytes of its memory.
+    pub(crate) budget_bytes: u64,
+}
+
+impl Chosen {
+    /// The GPU that was asked for; `None` without one.
+    ///
+    /// # Errors
+    /// When it was asked for by name and is not there, or the weights are arranged for a CPU.
+    pub(crate) fn of(options: &LoadOptions, is_hot: bool) -> Result<Option<Chosen>, LoadError> {
+        let gpu = match &options.gpu {
+            GpuChoice::Off => return Ok(None),
+            GpuChoice::Auto if is_hot => return Ok(None),
+            GpuChoice::Auto => match Gpu::first() {
+                Ok(gpu) => gpu,
+                Err(GpuError::None) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            },
+            GpuChoice::Named(_) if is_hot => return Err(LoadError::HotOnGpu),
+            GpuChoice::Named(name) => Gpu::named(name)?,
+        };
+        let free = gpu.memory_free_bytes;
+        let margin = (free / MARGIN_SHARE).max(MARGIN_BYTES_MIN);
+        let budget_bytes = options.gpu_memory_bytes.unwrap_or(free.saturating_sub(margin));
+        if budget_bytes > free {
+            tracing::warn!("the GPU memory budget is more than the {} MiB free now", free >> 20);
+        }
+        Ok(Some(Chosen { gpu, budget_bytes }))
+    }
+
+    pub(crate) fn request(&self) -> GpuRequest {
+        GpuRequest { memory_bytes: self.budget_bytes }
+    }
+
+    /// What is known of its speed without measuring.
+    pub(crate) fn rates(&self) -> GpuRates {
+        GpuRates { name: self.gpu.description.clone(), ..GpuRates::default() }
+    }
+}
+
+impl Survey {
+    /// With a GPU that computes.
+    pub(crate) fn with_gpu(mut self, chosen: Option<Chosen>) -> Survey {
+        self.machine.gpu = chosen.as_ref().map(Chosen::rates);
+        self.gpu = chosen;
+        self
+    }
+
+    pub(crate) fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref().map(|chosen| &chosen.gpu)
+    }
+}
+
+/// Slots of each expert layer on the GPU, now that what else it holds is known: `taken_bytes`. All
+/// layers of a pool get the same number, between what a token uses and all there are.
+///
+/// # Errors
+/// When a token's experts don't fit beside it.
+pub(crate) fn fit_slots(
+    plan: &mut Plan,
+    taken_bytes: u64,
+    slots_max: Option<u32>,
+) -> Result<Vec<u32>, LoadError> {
+    let Some(gpu) = &mut plan.gpu else { return Ok(Vec::new()) };
+    let budget_bytes = gpu.budget_bytes;
+    let layers = |pool: &plan::Pool| pool.layers.len() as u64;
+    let bytes_of = |per_layer: &[u32]| -> u64 {
+        let pools = plan.pools.iter().zip(per_layer);
+        pools.map(|(pool, &n)| u64::from(n) * layers(pool) * pool.slot_bytes).sum()
+    };
+    let least: Vec<u32> = plan.pools.iter().map(|pool| pool.n_used).collect();
+    let needed_bytes = taken_bytes + bytes_of(&least);
+    if needed_bytes > budget_bytes {
+        return Err(LoadError::GpuBudgetTooSmall { needed_bytes, budget_bytes });
+    }
+    let available = budget_bytes - taken_bytes;
+    // Every pool the same share of its experts.
+    let share = |share: f64| -> Vec<u32> {
+        let pools = plan.pools.iter();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u32
+        pools
+            .map(|pool| {
+                let wanted = (f64::from(pool.n_experts) * share) as u32;
+                let most = slots_max.unwrap_or(u32::MAX).clamp(pool.n_used, pool.n_experts);
+                wanted.clamp(pool.n_used, most)
+            })
+            .collect()
+    };
+    let (mut low, mut high) = (0.0, 1.0);
+    let mut per_layer = least;
+    for _ in 0..24 {
+        let middle = if high == 1.0 && low == 0.0 { 1.0 } else { (low + high) / 2.0 };
+        let slots = share(middle);
+        if bytes_of(&slots) <= available {
+            per_layer = slots;
+            low = middle;
+            if middle == 1.0 {
+                break;
+            }
+        } else {
+            high = if middle == 1.0 { 0.999_999 } else { middle };
+        }
+    }
+    gpu.slots = plan
+        .pools
+        .iter()
+        .zip(&per_layer)
+        .map(|(pool, &n)| n * u32::try_from(pool.layers.len()).unwrap_or(u32::MAX))
+        .collect();
+    gpu.bytes.expert_slots = bytes_of(&per_layer);
+    let of_layer = |layer: &plan::ExpertLayer| per_layer.get(layer.pool as usize).copied();
+    Ok(plan.expert_layers.iter().map(|layer| of_layer(layer).unwrap_or(0)).collect())
+}

@@ -1,0 +1,232 @@
+//! The tier above host memory: slots in a GPU's own memory.
+//!
+//! A second slot table says which expert has which slot there. What is missing is asked of the
+//! host's table as if the CPU wanted it, and copied up as its bytes arrive.
+
+use std::collections::VecDeque;
+
+use hypura_llama::tiered::{ResidencyError, Upload, Uploads};
+use hypura_tier::{Grant, Parts, SlotTable, TableSpec, UnitId};
+use serde::Serialize;
+
+use super::{Streamer, bit};
+
+/// What happened between host memory and a GPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DeviceStats {
+    /// Experts looked up in the GPU's slots.
+    pub lookups: u64,
+    /// Of these, found there.
+    pub hits: u64,
+    /// Of those that were not there, found in host memory.
+    pub host_hits: u64,
+    /// Bytes of weights copied to the GPU.
+    pub copied_bytes: u64,
+}
+
+impl DeviceStats {
+    pub(crate) fn plus(&self, other: &DeviceStats) -> DeviceStats {
+        DeviceStats {
+            lookups: self.lookups + other.lookups,
+            hits: self.hits + other.hits,
+            host_hits: self.host_hits + other.host_hits,
+            copied_bytes: self.copied_bytes + other.copied_bytes,
+        }
+    }
+
+    pub(super) fn since(&self, earlier: &DeviceStats) -> DeviceStats {
+        DeviceStats {
+            lookups: self.lookups - earlier.lookups,
+            hits: self.hits - earlier.hits,
+            host_hits: self.host_hits - earlier.host_hits,
+            copied_bytes: self.copied_bytes - earlier.copied_bytes,
+        }
+    }
+}
+
+/// The slots of a GPU, and what is on its way there.
+pub(super) struct Device {
+    pub(super) table: SlotTable,
+    /// Granted, and not yet asked of the host.
+    wanted: VecDeque<Wanted>,
+    /// Asked of the host: one entry per part.
+    coming: Vec<Upload>,
+    /// Experts of those.
+    coming_experts: Vec<u32>,
+    grants: Vec<Grant>,
+    pub(super) stats: DeviceStats,
+}
+
+/// An expert that has a slot, and lacks parts.
+struct Wanted {
+    unit: UnitId,
+    slot: u32,
+    parts: Parts,
+}
+
+impl Device {
+    /// `slots` are those of each layer.
+    pub(super) fn new(host: &TableSpec, slots: Vec<u32>) -> Result<Device, String> {
+        let n_layers = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        let spec = TableSpec {
+            pool_of_layer: (0..n_layers).collect(),
+            slots_of_pool: slots,
+            ..host.clone()
+        };
+        Ok(Device {
+            table: SlotTable::new(spec).map_err(|error| error.to_string())?,
+            wanted: VecDeque::new(),
+            coming: Vec::new(),
+            coming_experts: Vec::new(),
+            grants: Vec::new(),
+            stats: DeviceStats::default(),
+        })
+    }
+
+    /// After an interruption: what was granted and not copied is not there.
+    pub(super) fn come_to_rest(&mut self) {
+        let wanted = self.wanted.drain(..).map(|wanted| wanted.unit);
+        let coming = self.coming.drain(..).zip(self.coming_experts.drain(..));
+        let coming = coming.map(|(upload, expert)| UnitId { layer: upload.layer, expert });
+        for unit in wanted.chain(coming) {
+            self.table.abandon(unit);
+        }
+        self.table.release_all();
+    }
+}
+
+impl Streamer {
+    pub(super) fn want_on_device(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        slots: &mut Vec<u32>,
+    ) -> Result<(), ResidencyError> {
+        let Some(device) = &mut self.device else {
+            return Err(ResidencyError::Internal("there are no slots on the device".into()));
+        };
+        device.grants.clear();
+        let parts = Parts::from_bits(parts);
+        device
+            .table
+            .acquire(layer, experts, parts, &mut device.grants)
+            .map_err(|error| ResidencyError::Internal(error.to_string()))?;
+        for grant in &device.grants {
+            slots.push(grant.slot.0);
+            device.stats.lookups += 1;
+            device.stats.hits += u64::from(grant.fill.is_empty());
+            if !grant.fill.is_empty() {
+                device.wanted.push_back(Wanted {
+                    unit: UnitId { layer, expert: grant.expert },
+                    slot: grant.slot.0,
+                    parts: grant.fill,
+                });
+            }
+        }
+        self.ask_host().map(|_| ())
+    }
+
+    /// Asks the host for as many of the wanted experts as it has slots for; how many those were.
+    fn ask_host(&mut self) -> Result<usize, ResidencyError> {
+        let mut asked = 0;
+        loop {
+            let (Some(device), Some(table)) = (&mut self.device, &self.table) else { return Ok(0) };
+            let Some(wanted) = device.wanted.front() else { return Ok(asked) };
+            let UnitId { layer, expert } = wanted.unit;
+            let (unit, slot, parts) = (wanted.unit, wanted.slot, wanted.parts);
+            let known = table.lookup(unit);
+            // What is there needs no other slot. Guesses may hold some: they are taken back only if
+            // nothing else is under way.
+            if known.is_none() && table.available(layer) == 0 && !device.coming.is_empty() {
+                return Ok(asked);
+            }
+            if known.is_none() && table.available(layer) == 0 && asked == 0 && self.host_in_use {
+                return Ok(0);
+            }
+            let Some(device) = &mut self.device else { return Ok(0) };
+            device.wanted.pop_front();
+            device.stats.host_hits +=
+                u64::from(known.is_some_and(|(_, ready)| ready.contains(parts)));
+            let mut host_slots = std::mem::take(&mut self.host_slots);
+            host_slots.clear();
+            self.experts_in_host(layer, &[expert], parts, &mut host_slots)?;
+            let host_slot = host_slots.first().copied().unwrap_or(0);
+            self.host_slots = host_slots;
+            self.host_in_use = true;
+            asked += 1;
+            let source = self.sources.layers.get(layer as usize);
+            let Some(device) = &mut self.device else { return Ok(0) };
+            for part in source.into_iter().flat_map(|source| &source.parts) {
+                if parts.contains(bit(part.part)) {
+                    device.coming.push(Upload { layer, part: part.part, host_slot, slot });
+                    device.coming_experts.push(expert);
+                }
+            }
+        }
+    }
+
+    /// See [`hypura_llama::tiered::Residency::uploads`].
+    pub(super) fn next_uploads(
+        &mut self,
+        copies: &mut Vec<Upload>,
+    ) -> Result<Uploads, ResidencyError> {
+        loop {
+            self.reads.poll(&mut self.arrived);
+            self.book();
+            self.check_failed()?;
+            let before = copies.len();
+            self.take_arrived(copies);
+            let Some(device) = &self.device else { return Ok(Uploads::Done) };
+            if device.wanted.is_empty() && device.coming.is_empty() {
+                return Ok(Uploads::Done);
+            }
+            if copies.len() > before {
+                return Ok(Uploads::More);
+            }
+            if device.coming.is_empty() && self.ask_host()? == 0 {
+                return Ok(Uploads::Full);
+            }
+            let Some(device) = &self.device else { return Ok(Uploads::Done) };
+            let first = device.coming.first().zip(device.coming_experts.first());
+            let Some((first, &expert)) = first else { continue };
+            let unit = UnitId { layer: first.layer, expert };
+            let part = bit(first.part);
+            let is_there = |table: &SlotTable| {
+                table.lookup(unit).is_some_and(|(_, ready)| ready.contains(part))
+            };
+            if self.table.as_ref().is_some_and(is_there) {
+                continue;
+            }
+            self.reads.wait(&mut self.arrived)?;
+            self.book();
+            self.check_failed()?;
+            self.reads.check_files()?;
+        }
+    }
+
+    /// Moves what is in host memory by now from `coming` to `copies`.
+    fn take_arrived(&mut self, copies: &mut Vec<Upload>) {
+        let (Some(device), Some(table)) = (&mut self.device, &self.table) else { return };
+        let mut i = 0;
+        while let (Some(&upload), Some(&expert)) =
+            (device.coming.get(i), device.coming_experts.get(i))
+        {
+            let unit = UnitId { layer: upload.layer, expert };
+            let ready = table.lookup(unit).map_or(Parts::EMPTY, |(_, ready)| ready);
+            if !ready.contains(bit(upload.part)) {
+                i += 1;
+                continue;
+            }
+            device.coming.remove(i);
+            device.coming_experts.remove(i);
+            let source = self.sources.layers.get(upload.layer as usize);
+            let part = source.and_then(|s| s.parts.iter().find(|p| p.part == upload.part));
+            device.stats.copied_bytes += part.map_or(0, |part| part.slice_bytes as u64);
+            // It is there for everything that is launched after the copy.
+            device.table.filled(unit, bit(upload.part));
+            copies.push(upload);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A device with memory of its own: the same answer, whatever lies there, in host memory, or on the
+//! drive. The device is the CPU, which everything is copied to and from as if it were a GPU; so the
+//! bits must be llama.cpp's own.
+
+mod common;
+
+use std::path::Path;
+
+use common::{PLENTY, alone, assert_same, demo, expected, logits, options, stats};
+use hypura_engine::llama::FlashAttention;
+use hypura_engine::plan::{Mode, PlanError};
+use hypura_engine::{GpuChoice, LoadError, LoadOptions, Loaded, load};
+use hypura_testkit::tiny;
+
+/// Longer than three micro-batches.
+const PROMPT: usize = 100;
+
+/// Options for a GPU that is none.
+fn emulated(flash: FlashAttention) -> LoadOptions {
+    let gpu = GpuChoice::Named("CPU".to_owned());
+    LoadOptions { gpu, gpu_memory_bytes: Some(PLENTY), ..options(flash) }
+}
+
+fn loaded(path: &Path, options: &LoadOptions) -> Loaded {
+    load(path, options, &mut |_| true).unwrap()
+}
+
+/// Compares a model of experts at several numbers of slots there and here.
+fn check_experts(name: &str, path: &Path) {
+    let _alone = alone();
+    for flash in [FlashAttention::On, FlashAttention::Off] {
+        let expected = expected(path, &options(flash), PROMPT);
+        for (slots, host_share) in [(1 << 20, 1.0), (6, 1.0), (5, 0.5), (0, 0.0)] {
+            let what = format!("{name}, {slots} slots, {host_share} in memory, {flash:?}");
+            let mut options = emulated(flash);
+            // Not quite everything, or nothing would stream.
+            let smallest = loaded(path, &options).plan.gpu.unwrap();
+            options.gpu_memory_bytes = Some(smallest.bytes.total() - 1);
+            options.gpu_slots_max = Some(slots);
+            if host_share < 1.0 {
+                let all = loaded(path, &options).plan.bytes.expert_slots;
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                let wanted = (all as f64 * host_share) as u64;
+                options.weights_memory_bytes = Some(wanted);
+            }
+            let mut loaded = match load(path, &options, &mut |_| true) {
+                Err(LoadError::Plan(PlanError::WeightsBudgetTooSmall { smallest_bytes, .. })) => {
+                    options.weights_memory_bytes = Some(smallest_bytes);
+                    loaded(path, &options)
+                }
+                other => other.unwrap(),
+            };
+            assert_eq!(loaded.plan.mode, Mode::ExpertStreaming, "{what}");
+            assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
+            let device = stats(&loaded).device.unwrap();
+            assert!(device.copied_bytes > 0, "{what}: {device:?}");
+            if slots < 10 {
+                assert!(device.lookups > device.hits, "{what}: no misses, {device:?}");
+            }
+        }
+    }
+}
+
+fn check_tiny(name: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    let recipe = tiny::find(name).unwrap();
+    recipe.model(recipe.default_mix, 3).unwrap().write(&path).unwrap();
+    check_experts(name, &path);
+}
+
+#[test]
+fn experts_of_the_demo_model() {
+    check_experts("demo", &demo("demo-moe-54m-q4_k_m.gguf"));
+}
+
+#[test]
+fn qwen3moe() {
+    check_tiny("qwen3moe");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error() {
+    let gpu = GpuChoice::Named("CUDA7".to_owned());
+    let options = LoadOptions { gpu, ..options(FlashAttention::On) };
+    let error = load(&demo("demo-draft-3m-q8_0.gguf"), &options, &mut |_| true).map(|_| ());
+    let Err(LoadError::Gpu(error)) = error else { panic!("{error:?}") };
+    assert!(error.to_string().starts_with("there is no device CUDA7; there are: CPU"), "{error}");
+}

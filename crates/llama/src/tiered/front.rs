@@ -1,0 +1,168 @@
+//! The slots in a GPU's own memory.
+//!
+//! Each layer has slots of its own. One pool of all layers would follow the routing better, but
+//! `MUL_MAT_ID` of a prompt does something for every expert of its weights, and a pool of all
+//! layers has that many times more of them.
+
+use std::collections::HashMap;
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as sys;
+
+use super::device::{TieredDevice, Weight};
+use super::memory::PoolSpec;
+use super::{PartIndex, StreamKind, graph};
+use crate::abi::{Buffer, Tensor};
+
+/// Slots of all layers, and what the device reads beside them.
+pub(super) struct Front {
+    ctx: NonNull<sys::ggml_context>,
+    buffers: Vec<Buffer>,
+    layers: Vec<Layer>,
+    /// Remapped expert ids, one table per layer.
+    ids: Vec<*mut Tensor>,
+    bytes: u64,
+}
+
+struct Layer {
+    slots: u32,
+    parts: HashMap<PartIndex, Part>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) tensor: *mut Tensor,
+    /// Of one expert.
+    pub(super) bytes: usize,
+}
+
+impl Front {
+    /// Allocates slots shaped after the streamed experts.
+    ///
+    /// # Errors
+    /// When the device has no memory for them.
+    ///
+    /// # Safety
+    /// The weights are alive.
+    pub(super) unsafe fn new(
+        device: &TieredDevice,
+        spec: &PoolSpec,
+        weights: &[(*const Tensor, Weight)],
+    ) -> Result<Front, String> {
+        let n_layers = spec.device_slots.len();
+        // SAFETY: a context for descriptions only; freed in `Drop`.
+        let ctx = unsafe {
+            sys::ggml_init(sys::ggml_init_params {
+                mem_size: sys::ggml_tensor_overhead() * (weights.len() + n_layers + 4),
+                mem_buffer: std::ptr::null_mut(),
+                no_alloc: true,
+            })
+        };
+        let ctx = NonNull::new(ctx).ok_or("no memory for tensor descriptions")?;
+        let layer = |&slots: &u32| Layer { slots, parts: HashMap::new() };
+        let mut front = Front {
+            ctx,
+            buffers: Vec::new(),
+            layers: spec.device_slots.iter().map(layer).collect(),
+            ids: Vec::new(),
+            bytes: 0,
+        };
+        let ids_max = i64::try_from(spec.n_used_max * spec.n_ubatch).unwrap_or(i64::MAX).max(1);
+        // SAFETY: the caller's promise; tensors are described, then given memory.
+        unsafe {
+            for (like, weight) in weights {
+                let StreamKind::Experts { layer, part } = weight.kind else { continue };
+                if weight.is_repacked {
+                    return Err(format!("{} is arranged for a CPU", weight.name));
+                }
+                front.add_part(device, *like, layer, part)?;
+            }
+            for _ in 0..n_layers {
+                let ids = sys::ggml_new_tensor_1d(ctx.as_ptr(), sys::GGML_TYPE_I32, ids_max);
+                front.place(device, ids)?;
+                front.ids.push(ids);
+            }
+        }
+        Ok(front)
+    }
+
+    unsafe fn add_part(
+        &mut self,
+        device: &TieredDevice,
+        like: *const Tensor,
+        layer: u32,
+        part: PartIndex,
+    ) -> Result<(), String> {
+        // SAFETY: `like` is alive; the new tensor is described like it, with fewer matrices.
+        unsafe {
+            let missing = || format!("{} has no slots on the device", graph::name(like));
+            let slots = self.layers.get(layer as usize).ok_or_else(missing)?.slots;
+            let (ne, ty) = ((*like).ne, (*like).type_);
+            let ctx = self.ctx.as_ptr();
+            let tensor = sys::ggml_new_tensor_3d(ctx, ty, ne[0], ne[1], i64::from(slots));
+            self.place(device, tensor)?;
+            let bytes = (*tensor).nb[2];
+            if let Some(layer) = self.layers.get_mut(layer as usize) {
+                layer.parts.insert(part, Part { tensor, bytes });
+            }
+            Ok(())
+        }
+    }
+
+    /// Gives a tensor memory of the device.
+    unsafe fn place(&mut self, device: &TieredDevice, tensor: *mut Tensor) -> Result<(), String> {
+        // SAFETY: the tensor is described and has no memory yet; the buffer is freed in `Drop`.
+        unsafe {
+            let buft = sys::ggml_backend_dev_buffer_type(device.inner);
+            let bytes = sys::ggml_backend_buft_get_alloc_size(buft, tensor);
+            let buffer = sys::ggml_backend_buft_alloc_buffer(buft, bytes);
+            if buffer.is_null() {
+                return Err(format!(
+                    "the GPU has no memory for {bytes} bytes of expert slots; use a smaller \
+                     --gpu-memory"
+                ));
+            }
+            self.buffers.push(buffer);
+            sys::ggml_backend_buffer_set_usage(buffer, sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+            self.bytes += bytes as u64;
+            sys::ggml_backend_tensor_alloc(
+                buffer,
+                tensor,
+                sys::ggml_backend_buffer_get_base(buffer),
+            );
+            Ok(())
+        }
+    }
+
+    /// Bytes allocated.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Slots of a layer.
+    pub(super) fn n_slots(&self, layer: u32) -> u32 {
+        self.layers.get(layer as usize).map_or(0, |layer| layer.slots)
+    }
+
+    /// What stands in for a part of a layer's experts.
+    pub(super) fn part(&self, layer: u32, part: PartIndex) -> Option<Part> {
+        self.layers.get(layer as usize)?.parts.get(&part).copied()
+    }
+
+    /// The table for a layer's remapped ids.
+    pub(super) fn ids(&self, layer: u32) -> Option<*mut Tensor> {
+        self.ids.get(layer as usize).copied()
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, freed once.
+        unsafe {
+            for buffer in &self.buffers {
+                sys::ggml_backend_buffer_free(*buffer);
+            }
+            sys::ggml_free(self.ctx.as_ptr());
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Computing on a device with memory of its own: weights go from the drive to host memory, and
+//! from there to slots in the device's.
+//!
+//! The device computes behind our back, in the order of its stream. So nothing is waited for but
+//! what decides something: the router's choice, once per layer.
+//!
+//! ```text
+//! compute stream   ...router | ids ->        | experts of the layer, next router | ids -> ...
+//! host                         wait, decide  | ...
+//! copy stream                     copies of what is missing ^ event
+//! ```
+//!
+//! Slots are safe because a slot that a launched kernel reads is in use until the next wait, and
+//! what is in use is not given away. Small tables are written from pinned memory that is free
+//! again after the next wait.
+
+mod passes;
+mod stage;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use llama_cpp_sys_2 as sys;
+
+pub(super) use stage::Stage;
+
+use super::compute::{self, Restore, STOPPED, Stop, Use};
+use super::device::{BackendContext, Stream};
+use super::{Residency, Routing, StreamKind, StreamMemory, Uploads, graph};
+use crate::abi::{self, Graph, Tensor};
+
+/// Computes `graph` on the wrapped backend, without waiting for its end.
+///
+/// # Safety
+/// `graph` is a live graph of tensors with memory, as ggml's scheduler passes it.
+pub(super) unsafe fn graph(
+    context: &BackendContext,
+    stage: &Mutex<Stage>,
+    graph: *mut Graph,
+) -> Result<(), Stop> {
+    let mut guard = context.device.stream();
+    let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let nodes = graph::nodes(graph);
+        let uses = compute::find_uses(context, nodes)?;
+        let Some(stream) = guard.as_mut() else {
+            if uses.is_empty() {
+                return launch(context, graph, 0, nodes.len());
+            }
+            return Err(Stop::Residency(STOPPED.into()));
+        };
+        let walk = Walk {
+            context,
+            stage: &mut stage,
+            stream,
+            graph,
+            nodes,
+            start: 0,
+            restore: Restore::default(),
+            layer: None,
+        };
+        walk.run(&uses)
+    }
+}
+
+/// Puts nodes `from..to` into the compute stream.
+///
+/// # Safety
+/// As [`graph`].
+unsafe fn launch(
+    context: &BackendContext,
+    graph: *mut Graph,
+    from: usize,
+    to: usize,
+) -> Result<(), Stop> {
+    // SAFETY: the caller's promise; the range lies within the graph.
+    unsafe {
+        let nodes = graph::nodes(graph);
+        if nodes[from..to].iter().all(|node| graph::is_view_op((**node).op)) {
+            return Ok(());
+        }
+        let index = |i| std::ffi::c_int::try_from(i).unwrap_or(std::ffi::c_int::MAX);
+        let mut view = abi::ggml_graph_view(graph, index(from), index(to));
+        // So that the backend knows a part of a graph again without comparing its nodes. What we
+        // put in place of its sources is the same each time.
+        if (*graph).uid != 0 {
+            view.uid = part_uid((*graph).uid, from, to);
+        }
+        status(sys::ggml_backend_graph_compute_async(context.inner, (&raw mut view).cast()))
+    }
+}
+
+/// Names a part of a graph: the finaliser of `SplitMix64` (Steele, Lea, Flood: "Fast splittable
+/// pseudorandom number generators", 2014) over the graph's name and the range. Never 0.
+fn part_uid(graph: u64, from: usize, to: usize) -> u64 {
+    let mut z = graph.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((from as u64) << 32 | to as u64);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    // Graphs of llama.cpp count from 1: they never have the top bit.
+    (z ^ (z >> 31)) | 1 << 63
+}
+
+fn status(status: sys::ggml_status) -> Result<(), Stop> {
+    match status {
+        sys::GGML_STATUS_SUCCESS => Ok(()),
+        sys::GGML_STATUS_ABORTED => Err(Stop::Aborted),
+        other => Err(Stop::Status(other)),
+    }
+}
+
+/// The way through one graph.
+struct Walk<'a> {
+    context: &'a BackendContext,
+    stage: &'a mut Stage,
+    stream: &'a mut Stream,
+    graph: *mut Graph,
+    nodes: &'a [*mut Tensor],
+    /// First node that is not launched yet.
+    start: usize,
+    restore: Restore,
+    layer: Option<Layer>,
+}
+
+/// The expert layer that the walk is in.
+struct Layer {
+    layer: u32,
+    ids: *mut Tensor,
+    n_used: usize,
+    n_tokens: usize,
+    /// Whether all needed experts have slots at once; else each matmul is done in passes.
+    fits: bool,
+    remapped: *mut Tensor,
+}
+
+impl Walk<'_> {
+    /// # Safety
+    /// As [`graph`].
+    unsafe fn run(mut self, uses: &[Use]) -> Result<(), Stop> {
+        // SAFETY: as above.
+        unsafe {
+            // What an interrupted computation left under way ends before its slots are given away.
+            self.wait();
+            self.stream.residency.begin(&[])?;
+            for usage in uses {
+                if self.context.device.aborted() {
+                    self.wait();
+                    return Err(Stop::Aborted);
+                }
+                let StreamKind::Experts { layer, part } = usage.kind else {
+                    return Err(Stop::Internal("only experts stream to this device".into()));
+                };
+                self.experts(usage.node, layer, part)?;
+            }
+            self.launch_to(self.nodes.len())?;
+            self.stream.residency.end()?;
+            Ok(())
+        }
+    }
+
+    /// Waits until the device has done everything that it was given.
+    fn wait(&mut self) {
+        let begin = Instant::now();
+        // SAFETY: live backends.
+        unsafe {
+            sys::ggml_backend_synchronize(self.context.inner);
+            if self.stage.copies_are_loose || self.stream.residency.reuses_host_slots() {
+                sys::ggml_backend_synchronize(self.stage.copier);
+                self.stage.copies_are_loose = false;
+            }
+        }
+        self.stage.tables.clear();
+        self.stream.residency.compute_time(begin.elapsed());
+    }
+
+    /// Launches what comes before node `end`.
+    unsafe fn launch_to(&mut self, end: usize) -> Result<(), Stop> {
+        let from = std::mem::replace(&mut self.start, end);
+        // SAFETY: as `run`.
+        unsafe { launch(self.context, self.graph, from, end) }
+    }
+
+    unsafe fn experts(&mut self, i: usize, layer: u32, part: u8) -> Result<(), Stop> {
+        // SAFETY: node `i` is a MUL_MAT_ID: its third source are the ids.
+        unsafe {
+            let node = self.nodes[i];
+            let ids = (*node).src[2];
+            if self.layer.as_ref().is_none_or(|l| l.layer != layer || l.ids != ids) {
+                self.enter_layer(i, layer, ids)?;
+            }
+            let Some(state) = &self.layer else {
+                return Err(Stop::Internal("no layer".into()));
+            };
+            let slots = self.stream.memory.front().and_then(|front| front.part(layer, part));
+            let Some(slots) = slots else {
+                return Err(Stop::Internal(format!("layer {layer} has no slots on the device")));
+            };
+            if state.fits {
+                self.restore.note(node);
+                (*node).src[0] = slots.tensor;
+                (*node).src[2] = state.remapped;
+                return Ok(());
+            }
+            let (n_used, n_tokens) = (state.n_used, state.n_tokens);
+            let job = passes::Job { node, slots: slots.tensor, layer, part, n_used, n_tokens };
+            self.launch_to(i)?;
+            passes::run(self.context, self.stage, self.stream, &job)?;
+            self.start = i + 1;
+            Ok(())
+        }
+    }
+
+    /// The router of a layer is known once everything before node `i` is computed: reads its
+    /// choice, and sees to it that the chosen experts are in the device's slots before what is
+    /// launched next.
+    unsafe fn enter_layer(&mut self, i: usize, layer: u32, ids: *mut Tensor) -> Result<(), Stop> {
+        // SAFETY: as `run`; `ids` is alive and computed before what we read of it.
+        unsafe {
+            self.launch_to(i)?;
+            let bytes = sys::ggml_nbytes(ids);
+            let raw = self.stage.raw(bytes)?;
+            sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
+            self.wait();
+            self.stream.residency.computed();
+            let raw = std::slice::from_raw_parts(raw, bytes);
+            let Stream { memory, residency, scratch } = &mut *self.stream;
+            graph::table(ids, raw, &mut scratch.ids);
+            if scratch.ids.iter().any(|&id| id < 0) {
+                return Err(Stop::Internal(format!("layer {layer} has a negative expert")));
+            }
+            let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
+            scratch.needed.clear();
+            scratch.needed.extend(scratch.ids.iter().map(|&id| id.unsigned_abs()));
+            scratch.needed.sort_unstable();
+            scratch.needed.dedup();
+            residency.routed(layer, Routing { ids: &scratch.ids, n_used });
+            let fits = scratch.needed.len() <= residency.device_capacity(layer);
+            let mut remapped = std::ptr::null_mut();
+            if fits {
+                scratch.slots.clear();
+                let parts = memory.parts_of_layer(layer);
+                let slots = &mut scratch.slots;
+                residency.device_experts(layer, &scratch.needed, parts, slots)?;
+                upload(self.context, self.stage, memory, residency.as_mut())?;
+                remapped = self.remap(layer, n_used, n_tokens)?;
+            }
+            self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped });
+            Ok(())
+        }
+    }
+
+    /// Tells the device which slot each expert of the choice has.
+    unsafe fn remap(
+        &mut self,
+        layer: u32,
+        n_used: usize,
+        n_tokens: usize,
+    ) -> Result<*mut Tensor, Stop> {
+        let Stream { memory, scratch, .. } = &mut *self.stream;
+        let front = memory.front().ok_or_else(|| Stop::Internal("no slots".into()))?;
+        let too_many = || Stop::Internal("too many ids".into());
+        if scratch.slots.iter().any(|&slot| slot >= front.n_slots(layer)) {
+            return Err(Stop::Internal(format!("layer {layer} got a slot that is not")));
+        }
+        scratch.remapped.clear();
+        for id in &scratch.ids {
+            let at = scratch.needed.binary_search(&id.unsigned_abs()).unwrap_or(0);
+            let slot = scratch.slots.get(at).copied().unwrap_or(0);
+            scratch.remapped.push(i32::try_from(slot).unwrap_or(0));
+        }
+        // SAFETY: the table is the front's; it has room for as many ids as a micro-batch has.
+        unsafe {
+            let table = front.ids(layer).ok_or_else(too_many)?;
+            let buffer_bytes = sys::ggml_backend_buffer_get_size((*table).buffer);
+            if scratch.remapped.len() * 4 > buffer_bytes {
+                return Err(too_many());
+            }
+            graph::reshape(table, n_used, n_tokens);
+            self.stage.set(self.context, table, &scratch.remapped)?;
+            Ok(table)
+        }
+    }
+}
+
+/// Puts the copies that were asked for into the copy stream, and lets the compute stream wait for
+/// them.
+///
+/// # Safety
+/// The slots that are copied to are read by nothing that is still to be computed.
+unsafe fn upload(
+    context: &BackendContext,
+    stage: &mut Stage,
+    memory: &StreamMemory,
+    residency: &mut dyn Residency,
+) -> Result<(), Stop> {
+    let mut any = false;
+    let mut copies = std::mem::take(&mut stage.copies);
+    let result = loop {
+        copies.clear();
+        let more = match residency.uploads(&mut copies) {
+            Ok(more) => more,
+            Err(error) => break Err(error.into()),
+        };
+        for copy in &copies {
+            // SAFETY: slot and source have the bytes of one slice.
+            let is_sound = unsafe {
+                let from = memory.host_slot(copy.layer, copy.part, copy.host_slot);
+                let to = memory.front().and_then(|front| front.part(copy.layer, copy.part));
+                let fits = to.is_some_and(|to| i64::from(copy.slot) < (&(*to.tensor).ne)[2]);
+                if let (Some(from), Some(to), true) = (from, to, fits) {
+                    let at = copy.slot as usize * to.bytes;
+                    let (copier, data) = (stage.copier, from.cast());
+                    sys::ggml_backend_tensor_set_async(copier, to.tensor, data, at, to.bytes);
+                    true
+                } else {
+                    false
+                }
+            };
+            if !is_sound {
+                return Err(Stop::Internal(format!("a copy to no slot: {copy:?}")));
+            }
+            any = true;
+        }
+        match more {
+            Uploads::Done => break Ok(()),
+            Uploads::More => {}
+            Uploads::Full => {
+                // SAFETY: a live backend.
+                unsafe { sys::ggml_backend_synchronize(stage.copier) };
+                residency.uploaded();
+            }
+        }
+    };
+    stage.copies = copies;
+    if any {
+        // SAFETY: live backends and an event of their device.
+        unsafe { stage.compute_after_copies(context) };
+    }
+    result
+}

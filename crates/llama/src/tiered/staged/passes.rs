@@ -1,0 +1,221 @@
+//! A prompt's expert matmul whose experts do not fit the device's slots at once.
+//!
+//! As in [`super::super::passes`], groups of experts are multiplied one after the other:
+//! `get_rows -> mul_mat_id -> set_rows`. Here a group takes at most half of the slots, so that the
+//! next one's bytes are copied while it is computed, and nothing is waited for: the copy stream
+//! waits for the group before the last one, whose slots it overwrites, and the compute stream for
+//! the copies.
+//!
+//! ggml's CUDA backend takes another kernel for eight rows or fewer, which rounds differently. The
+//! whole matmul would have taken the one for many rows: so a short group repeats its last row.
+
+use std::collections::BTreeMap;
+
+use llama_cpp_sys_2 as sys;
+
+use super::super::compute::Stop;
+use super::super::device::{BackendContext, Stream};
+use super::super::graph;
+use super::super::passes::Descriptions;
+use super::{Stage, status, upload};
+use crate::abi::{self, Tensor};
+
+/// One matmul to do in passes.
+pub(super) struct Job {
+    pub(super) node: *mut Tensor,
+    /// The device's slots for this part.
+    pub(super) slots: *mut Tensor,
+    pub(super) layer: u32,
+    pub(super) part: u8,
+    pub(super) n_used: usize,
+    pub(super) n_tokens: usize,
+}
+
+/// How many times the rows of the largest expert (all tokens) one group may hold.
+const ROWS_FACTOR: usize = 2;
+/// Up to this many tokens ggml's CUDA backend multiplies vectors (`MMVQ_MAX_BATCH_SIZE` in
+/// `mmvq.cuh`).
+const VECTOR_ROWS_MAX: usize = 8;
+
+/// The rows of a group.
+#[derive(Default)]
+struct Rows {
+    source: Vec<i32>,
+    slots: Vec<i32>,
+    target: Vec<i64>,
+}
+
+/// Launches the matmul.
+///
+/// # Safety
+/// `job.node` is a node of the graph being computed, and everything before it is launched.
+pub(super) unsafe fn run(
+    context: &BackendContext,
+    stage: &mut Stage,
+    stream: &mut Stream,
+    job: &Job,
+) -> Result<(), Stop> {
+    let Stream { memory, residency, scratch } = stream;
+    let (layer, parts) = (job.layer, 1 << job.part);
+    let capacity = residency.device_capacity(layer);
+    if capacity == 0 {
+        return Err(Stop::Internal("a layer without slots on the device".into()));
+    }
+    let half = (capacity / 2).max(1);
+    let rows_max = if job.n_tokens <= VECTOR_ROWS_MAX {
+        VECTOR_ROWS_MAX
+    } else {
+        job.n_tokens * ROWS_FACTOR
+    };
+    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+    for id in &scratch.ids {
+        *counts.entry(id.unsigned_abs()).or_default() += 1;
+    }
+    let mut order: Vec<(u32, usize)> = counts.into_iter().collect();
+    order.sort_by_key(|&(expert, _)| !residency.is_on_device(layer, expert, parts));
+    let mut rest = order.as_slice();
+    let mut groups: [Vec<u32>; 2] = Default::default();
+    let mut slots = Vec::new();
+    let mut rows = Rows::default();
+    let mut n_groups = 0;
+    while !rest.is_empty() {
+        let i = n_groups;
+        n_groups += 1;
+        if context.device.aborted() {
+            return Err(Stop::Aborted);
+        }
+        let (mut n, mut n_rows) = (0, 0);
+        while let Some(&(_, more)) = rest.get(n)
+            && n < half
+            && (n == 0 || n_rows + more <= rows_max)
+        {
+            n_rows += more;
+            n += 1;
+        }
+        let (group, tail) = rest.split_at(n);
+        rest = tail;
+        // The group before the last one is done before any copy that begins from now on.
+        let old = std::mem::replace(
+            &mut groups[i % 2],
+            group.iter().map(|&(expert, _)| expert).collect(),
+        );
+        slots.clear();
+        // SAFETY: as above: slots of groups under way stay in use.
+        unsafe {
+            if i >= 2 {
+                stage.copy_after_group(i);
+                residency.device_release(layer, &old);
+            }
+            residency.device_experts(layer, &groups[i % 2], parts, &mut slots)?;
+            upload(context, stage, memory, residency.as_mut())?;
+            rows.gather(job, &scratch.ids, &groups[i % 2], &slots);
+            if !context.device.is_cpu && job.n_tokens > VECTOR_ROWS_MAX {
+                rows.pad(VECTOR_ROWS_MAX + 1);
+            }
+            launch_group(context, stage, &mut scratch.pass, job, &rows)?;
+            stage.end_group(context, i);
+        }
+    }
+    // The layer's next matmul takes the same slots.
+    for i in n_groups.saturating_sub(2)..n_groups {
+        // SAFETY: as above.
+        unsafe { stage.copy_after_group(i) };
+        residency.device_release(layer, &groups[i % 2]);
+    }
+    Ok(())
+}
+
+impl Rows {
+    fn gather(&mut self, job: &Job, ids: &[i32], group: &[u32], slots: &[u32]) {
+        self.source.clear();
+        self.slots.clear();
+        self.target.clear();
+        // SAFETY: the node and its input are alive.
+        let shared_input = unsafe { graph::dim((*job.node).src[1], 1) == 1 };
+        for (row, &id) in ids.iter().enumerate() {
+            let at = group.iter().position(|&expert| expert == id.unsigned_abs());
+            let Some(&slot) = at.and_then(|at| slots.get(at)) else { continue };
+            let source = if shared_input { row / job.n_used } else { row };
+            self.source.push(i32::try_from(source).unwrap_or(0));
+            self.slots.push(i32::try_from(slot).unwrap_or(0));
+            self.target.push(i64::try_from(row).unwrap_or(0));
+        }
+    }
+
+    /// Repeats the last row until there are so many.
+    fn pad(&mut self, n_rows: usize) {
+        if let (Some(&source), Some(&slot), Some(&target)) =
+            (self.source.last(), self.slots.last(), self.target.last())
+        {
+            let n_rows = n_rows.max(self.source.len());
+            self.source.resize(n_rows, source);
+            self.slots.resize(n_rows, slot);
+            self.target.resize(n_rows, target);
+        }
+    }
+}
+
+/// Puts one group into the compute stream.
+///
+/// # Safety
+/// As [`run`]; the group's experts are in their slots before the stream comes to it.
+unsafe fn launch_group(
+    context: &BackendContext,
+    stage: &mut Stage,
+    pass: &mut super::super::passes::PassScratch,
+    job: &Job,
+    rows: &Rows,
+) -> Result<(), Stop> {
+    // SAFETY: all tensors are alive; `x` and `node` are contiguous (checked).
+    unsafe {
+        let node = job.node;
+        let x = (*node).src[1];
+        if !sys::ggml_is_contiguous(x) || !sys::ggml_is_contiguous(node) {
+            return Err(Stop::Internal(format!(
+                "{} has an input that is not contiguous",
+                graph::name(node)
+            )));
+        }
+        let ctx = Descriptions::new()?;
+        let c = ctx.as_ptr();
+        let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let p = len(rows.slots.len());
+        let (n_in, n_out) = ((&(*x).ne)[0], (&(*node).ne)[0]);
+        let n_inputs = len(graph::dim(x, 1) * job.n_tokens);
+        let n_outputs = len(job.n_used * job.n_tokens);
+
+        let source_rows = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, p);
+        let slots = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, 1, p);
+        let target_rows = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I64, p);
+        let inputs = sys::ggml_view_2d(c, x, n_in, n_inputs, (&(*x).nb)[1], 0);
+        let outputs = sys::ggml_view_2d(c, node, n_out, n_outputs, (&(*node).nb)[1], 0);
+        let gathered = sys::ggml_get_rows(c, inputs, source_rows);
+        let gathered3 = sys::ggml_reshape_3d(c, gathered, n_in, 1, p);
+        let product = sys::ggml_mul_mat_id(c, job.slots, gathered3, slots);
+        (*product).op_params = (*node).op_params;
+        let product2 = sys::ggml_reshape_2d(c, product, n_out, p);
+        let scattered = sys::ggml_set_rows(c, outputs, product2, target_rows);
+
+        // A larger buffer takes the place of one that a group under way may still use.
+        let owners = [source_rows, slots, target_rows, gathered, product];
+        if !pass.fits(context, &owners) {
+            sys::ggml_backend_synchronize(context.inner);
+        }
+        pass.place(context, &owners)?;
+        for view in [inputs, outputs, gathered3, product2, scattered] {
+            let owner = graph::base(view);
+            (*view).buffer = (*owner).buffer;
+            (*view).data = (*owner).data.cast::<u8>().add((*view).view_offs).cast();
+        }
+        stage.set(context, source_rows, &rows.source)?;
+        stage.set(context, slots, &rows.slots)?;
+        stage.set(context, target_rows, &rows.target)?;
+
+        let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
+        for step in [inputs, outputs, gathered, gathered3, product, product2, scattered] {
+            (*step).flags |= abi::TENSOR_FLAG_COMPUTE;
+            sys::ggml_graph_add_node(small, step);
+        }
+        status(sys::ggml_backend_graph_compute_async(context.inner, small.cast()))
+    }
+}

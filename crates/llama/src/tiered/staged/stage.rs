@@ -1,0 +1,213 @@
+//! What it takes to feed a device: a second stream, events, and pinned memory.
+
+use std::ptr::null_mut;
+
+use llama_cpp_sys_2 as sys;
+
+use super::super::Upload;
+use super::super::compute::Stop;
+use super::super::device::BackendContext;
+use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
+
+/// Bytes of small tables that are under way at the same time, to begin with.
+const TABLES_BYTES: usize = 1 << 20;
+
+/// See the module. One per context.
+pub(in super::super) struct Stage {
+    /// A backend of the same device whose stream is for copies. Null where the device has no
+    /// events to order two streams: then it is the computing one.
+    pub(super) copier: Backend,
+    /// Recorded behind the last copy. Null where the device computes at once.
+    copied: Event,
+    /// Recorded behind the groups of a pass, in turn.
+    computed: [Event; 2],
+    /// What is read back.
+    raw: Pinned,
+    /// What is written.
+    pub(super) tables: Pinned,
+    /// Whether copies were begun that no computation waits for.
+    pub(super) copies_are_loose: bool,
+    /// Reused from one layer to the next.
+    pub(super) copies: Vec<Upload>,
+}
+
+// SAFETY: used under a mutex, by the computing thread.
+unsafe impl Send for Stage {}
+
+impl Stage {
+    /// `None` if the device gives no second stream, or no memory.
+    pub(in super::super) fn new(device: Dev) -> Option<Stage> {
+        // SAFETY: a device of ggml's; everything is freed in `Drop`.
+        unsafe {
+            let copier = sys::ggml_backend_dev_init(device, std::ptr::null());
+            if copier.is_null() {
+                return None;
+            }
+            let event = || sys::ggml_backend_event_new(device);
+            Some(Stage {
+                copier,
+                copied: event(),
+                computed: [event(), event()],
+                raw: Pinned::new(device),
+                tables: Pinned::new(device),
+                copies_are_loose: false,
+                copies: Vec::new(),
+            })
+        }
+    }
+
+    /// Pinned memory of so many bytes; what it held before must have been used.
+    pub(super) fn raw(&mut self, bytes: usize) -> Result<*mut u8, Stop> {
+        self.raw.clear();
+        self.raw.take(bytes).ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))
+    }
+
+    /// What is launched from now on waits for the copies that were begun.
+    ///
+    /// # Safety
+    /// The context's backend is alive.
+    pub(super) unsafe fn compute_after_copies(&mut self, context: &BackendContext) {
+        // SAFETY: the caller's promise; without events everything is done at once.
+        unsafe {
+            if !self.copied.is_null() {
+                sys::ggml_backend_event_record(self.copied, self.copier);
+                sys::ggml_backend_event_wait(context.inner, self.copied);
+            }
+        }
+    }
+
+    /// Marks what was launched so far as group `i` of a pass.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn end_group(&mut self, context: &BackendContext, i: usize) {
+        let event = self.computed[i % 2];
+        if !event.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_record(event, context.inner) };
+        }
+    }
+
+    /// Copies that begin from now on wait for group `i` of a pass.
+    ///
+    /// # Safety
+    /// As above; the group was marked, and the one after it at most.
+    pub(super) unsafe fn copy_after_group(&mut self, i: usize) {
+        let event = self.computed[i % 2];
+        if !event.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_wait(self.copier, event) };
+        }
+    }
+
+    /// Writes a table of the device in the order of the compute stream.
+    ///
+    /// # Safety
+    /// The tensor is the device's, and has the type and length of `values`.
+    pub(super) unsafe fn set<T: Copy>(
+        &mut self,
+        context: &BackendContext,
+        tensor: *mut Tensor,
+        values: &[T],
+    ) -> Result<(), Stop> {
+        let bytes = std::mem::size_of_val(values);
+        let at = match self.tables.take(bytes) {
+            Some(at) => at,
+            None => {
+                // SAFETY: a live backend; afterwards nothing that was written is under way.
+                unsafe { sys::ggml_backend_synchronize(context.inner) };
+                self.tables.clear();
+                self.tables.take(bytes).ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?
+            }
+        };
+        // SAFETY: the caller's promise; `at` has room.
+        unsafe {
+            std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), at, bytes);
+            sys::ggml_backend_tensor_set_async(context.inner, tensor, at.cast(), 0, bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, freed once.
+        unsafe {
+            sys::ggml_backend_synchronize(self.copier);
+            for event in [self.copied, self.computed[0], self.computed[1]] {
+                if !event.is_null() {
+                    sys::ggml_backend_event_free(event);
+                }
+            }
+            sys::ggml_backend_free(self.copier);
+        }
+    }
+}
+
+/// Memory that the device copies from and to fastest, handed out from its beginning.
+pub(super) struct Pinned {
+    device: Dev,
+    buffer: Buffer,
+    bytes: usize,
+    taken: usize,
+}
+
+impl Pinned {
+    fn new(device: Dev) -> Pinned {
+        Pinned { device, buffer: null_mut(), bytes: 0, taken: 0 }
+    }
+
+    /// What was handed out has been used.
+    pub(super) fn clear(&mut self) {
+        self.taken = 0;
+    }
+
+    /// `None` when what is handed out leaves no room: clear it first, and it grows.
+    fn take(&mut self, bytes: usize) -> Option<*mut u8> {
+        let end = self.taken.checked_add(bytes)?;
+        if end > self.bytes {
+            if self.taken > 0 {
+                return None;
+            }
+            self.grow(bytes)?;
+        }
+        // SAFETY: inside the buffer.
+        unsafe {
+            let base = sys::ggml_backend_buffer_get_base(self.buffer).cast::<u8>();
+            let at = base.add(self.taken);
+            self.taken = end.next_multiple_of(64);
+            Some(at)
+        }
+    }
+
+    fn grow(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: nothing of the old buffer is under way; the new one is freed in `Drop`.
+        unsafe {
+            let pinned = sys::ggml_backend_dev_host_buffer_type(self.device);
+            let buft =
+                if pinned.is_null() { sys::ggml_backend_cpu_buffer_type() } else { pinned };
+            let bytes = bytes.max(TABLES_BYTES).next_power_of_two();
+            let buffer = sys::ggml_backend_buft_alloc_buffer(buft, bytes);
+            if buffer.is_null() {
+                return None;
+            }
+            self.free();
+            (self.buffer, self.bytes) = (buffer, bytes);
+            Some(())
+        }
+    }
+
+    fn free(&mut self) {
+        if !self.buffer.is_null() {
+            // SAFETY: made in `grow`, freed once.
+            unsafe { sys::ggml_backend_buffer_free(self.buffer) };
+            self.buffer = null_mut();
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.free();
+    }
+}
