@@ -51,7 +51,7 @@ impl Chosen {
         let free = gpu.memory_free_bytes;
         let margin = (free / MARGIN_SHARE).max(MARGIN_BYTES_MIN);
         let budget_bytes = options.gpu_memory_bytes.unwrap_or(free.saturating_sub(margin));
-        if budget_bytes > free {
+        if budget_bytes > free && !gpu.is_emulated() && budget_bytes < 1 << 60 {
             tracing::warn!("the GPU memory budget is more than the {} MiB free now", free >> 20);
         }
         Ok(Some(Chosen { gpu, budget_bytes }))

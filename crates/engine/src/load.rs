@@ -211,7 +211,12 @@ pub fn load_baseline(
     let begin = Instant::now();
     let Opened::Plain(model) = Opened::open(path)? else { return Err(LoadError::HotBaseline) };
     let surveyed = machine::survey(path, None, options.threads);
-    let unlimited = LoadOptions { memory_bytes: Some(1 << 60), ..options.clone() };
+    let unlimited = LoadOptions {
+        memory_bytes: Some(1 << 60),
+        gpu_memory_bytes: Some(1 << 60),
+        ..options.clone()
+    };
+    let surveyed = surveyed.with_gpu(Chosen::of(&unlimited, false)?);
     let plan = make_plan(&model, &surveyed, &unlimited, &[])?;
     let parts = load_resident(path, &model, source, &plan, &surveyed, options, progress)?;
     Ok(parts.into_loaded(model, &surveyed, options, begin))
@@ -384,8 +389,12 @@ fn load_resident(
     options: &LoadOptions,
     progress: Progress<'_>,
 ) -> Result<Parts, LoadError> {
-    let gpu = surveyed.gpu().filter(|gpu| !gpu.is_emulated());
-    let model = llama::plain::load(path, source, options.layout, gpu, progress)?;
+    let on = match surveyed.gpu().filter(|gpu| !gpu.is_emulated()) {
+        None => llama::plain::On::Cpu,
+        Some(gpu) if options.experts_on_cpu => llama::plain::On::GpuWithExpertsOnCpu(gpu),
+        Some(gpu) => llama::plain::On::Gpu(gpu),
+    };
+    let model = llama::plain::load(path, source, options.layout, on, progress)?;
     let threads = threadpool(surveyed, POLL_RESIDENT)?;
     let params = context_params(gguf, plan, options);
     let context = llama::Context::new(&model, &params, &threads)?;
@@ -518,6 +527,10 @@ fn load_streamed(
     let mut sources = streamed.sources;
     sources.slots = plan.pools.iter().map(|pool| pool.slots).collect();
     sources.device_slots.clone_from(&device_slots);
+    sources.device_ring_bytes = match plan.gpu.as_ref().map_or(0, |gpu| gpu.ring_bytes) {
+        0 => 0,
+        ring => usize::try_from(ring + RING_SLACK_BYTES).unwrap_or(usize::MAX),
+    };
     let spec = PoolSpec {
         slots: sources.slots.clone(),
         pool_of_layer: sources.layers.iter().map(|layer| layer.pool).collect(),
@@ -530,6 +543,8 @@ fn load_streamed(
         phases: layout.phases,
         n_used_max: plan.expert_layers.iter().map(|l| l.n_used as usize).max().unwrap_or(0),
         device_slots,
+        device_ring_bytes: sources.device_ring_bytes,
+        store_bytes: sources.store_bytes(),
     };
     let memory = StreamMemory::new(context.model(), &spec).map_err(LoadError::Other)?;
     let recorder = recorder(&plan, options)?;
@@ -538,6 +553,10 @@ fn load_streamed(
         Streamer::new(sources, Arc::clone(&memory), reader, files, recorder, options.speculate)
             .map_err(LoadError::Other)?;
     streamer.set_abort_flag(context.abort_flag());
+    streamer.fill_store(progress).map_err(|error| match error {
+        tiered::ResidencyError::Aborted => LoadError::Llama(llama::LoadError::Cancelled),
+        other => LoadError::Other(other.to_string()),
+    })?;
     if let Some(folder) = &options.history_dir {
         streamer.set_history(HistoryFile::of(folder, opened.model()));
     }

@@ -36,6 +36,8 @@ pub struct LoadOptions {
     pub gpu_memory_bytes: Option<u64>,
     /// Experts of a layer that the GPU holds at most, whatever the budget; for measuring.
     pub gpu_slots_max: Option<u32>,
+    /// Of [`crate::load_baseline`] on a GPU: the CPU computes all experts, as without us.
+    pub experts_on_cpu: bool,
     /// Tokens of context.
     pub ctx_tokens: u32,
     /// Tokens of a micro-batch; `None` lets the planner choose.
@@ -81,6 +83,7 @@ impl Default for LoadOptions {
             gpu: GpuChoice::Off,
             gpu_memory_bytes: None,
             gpu_slots_max: None,
+            experts_on_cpu: false,
             ctx_tokens: 4096,
             ubatch_tokens: None,
             threads: None,

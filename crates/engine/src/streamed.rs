@@ -54,7 +54,11 @@ impl Streamed {
             let kind = match placement {
                 Placement::Resident | Placement::ExpertPool { .. } | Placement::Unused => continue,
                 Placement::Ring => {
+                    let tensor = index;
                     let index = u32::try_from(sources.matrices.len()).unwrap_or(u32::MAX);
+                    if plan.host_matrices.binary_search(&tensor).is_ok() {
+                        sources.stored.push(index);
+                    }
                     sources.matrices.push(MatrixSource {
                         file: place.file,
                         offset: place.offset,

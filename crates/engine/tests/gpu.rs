@@ -61,6 +61,47 @@ fn check_experts(name: &str, path: &Path) {
     }
 }
 
+/// Compares a dense model with a part of it there, and the rest in memory or on the drive.
+fn check_dense(name: &str, path: &Path) {
+    let _alone = alone();
+    for flash in [FlashAttention::On, FlashAttention::Off] {
+        let expected = expected(path, &options(flash), PROMPT);
+        let all = loaded(path, &emulated(flash)).plan.gpu.unwrap();
+        for (gpu_share, host_share) in [(0.6, 1.0), (0.6, 0.4), (0.0, 1.0), (0.0, 0.0)] {
+            let what = format!("{name}, {gpu_share} there, {host_share} here, {flash:?}");
+            let mut options = emulated(flash);
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // shares of sizes
+            let share = |of: u64, share: f64| (of as f64 * share) as u64;
+            let weights = all.bytes.resident_weights;
+            let less = share(weights, 1.0 - gpu_share) + 1;
+            let least = all.smallest_bytes;
+            options.gpu_memory_bytes = Some((all.bytes.total() - less).max(least));
+            if host_share < 1.0 {
+                let here = loaded(path, &options).plan.bytes.resident_weights;
+                options.weights_memory_bytes = Some(share(here, host_share));
+            }
+            let mut loaded = match load(path, &options, &mut |_| true) {
+                Err(LoadError::Plan(PlanError::WeightsBudgetTooSmall { smallest_bytes, .. })) => {
+                    options.weights_memory_bytes = Some(smallest_bytes);
+                    loaded(path, &options)
+                }
+                other => other.unwrap(),
+            };
+            assert_eq!(loaded.plan.mode, Mode::DenseStreaming, "{what}");
+            assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
+            let stats = stats(&loaded);
+            assert!(stats.device.unwrap().copied_bytes > 0 && stats.matrices > 0, "{what}");
+            let is_read = stats.read_bytes > weights;
+            assert_eq!(is_read, host_share < 1.0, "{what}: {stats:?}");
+        }
+    }
+}
+
+#[test]
+fn matrices_of_a_dense_model() {
+    check_dense("draft", &demo("demo-draft-3m-q8_0.gguf"));
+}
+
 fn check_tiny(name: &str) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");

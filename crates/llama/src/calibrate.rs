@@ -6,6 +6,7 @@
 //! in a run (as in the file, or rearranged by ggml for this CPU), and there are more of them than
 //! the caches hold, since a token uses each weight once.
 
+mod gpu;
 mod tensors;
 
 use std::ptr::NonNull;
@@ -15,6 +16,7 @@ use llama_cpp_sys_2 as sys;
 
 use crate::cpu::{Cpu, cpu};
 use crate::{Layout, Threadpool};
+pub use gpu::{GpuSpeed, gpu};
 use tensors::{Arena, EXPERTS_USED, Owned, Shape, TURNS, Weights, choose, fill_f32, graph_size};
 
 /// Weights that are multiplied with in turn, in bytes: more than the caches of most processors.

@@ -20,6 +20,21 @@ pub enum Source {
     Mmap,
 }
 
+/// llama.cpp's own pattern for them (`LLM_FFN_EXPS_REGEX` in its `common/arg.cpp`).
+const EXPERTS: &std::ffi::CStr = c"\\.ffn_(up|down|gate|gate_up)_(ch|)exps";
+
+/// What computes, and where weights lie.
+#[derive(Debug, Clone, Copy)]
+pub enum On<'a> {
+    /// The CPU.
+    Cpu,
+    /// A GPU, with all weights in its memory but the input embedding.
+    Gpu(&'a Gpu),
+    /// A GPU, and the CPU for all experts (llama.cpp's `--cpu-moe`): how a model that a GPU can't
+    /// hold is run without us.
+    GpuWithExpertsOnCpu(&'a Gpu),
+}
+
 /// Loads a model (the first file of a split set) onto a GPU, or the CPU.
 ///
 /// # Errors
@@ -28,20 +43,37 @@ pub fn load(
     path: &Path,
     source: Source,
     layout: Layout,
-    gpu: Option<&Gpu>,
+    on: On<'_>,
     progress: Progress<'_>,
 ) -> Result<Model, LoadError> {
     crate::init();
     crate::take_log_error();
     let path = model::c_path(path)?;
     let mut slot = ProgressSlot { callback: progress, cancelled: false };
-    let gpu = gpu.map(Gpu::dev);
+    let gpu = match on {
+        On::Cpu => None,
+        On::Gpu(gpu) | On::GpuWithExpertsOnCpu(gpu) => Some(gpu.dev()),
+    };
+    let on_cpu = [
+        sys::llama_model_tensor_buft_override {
+            pattern: EXPERTS.as_ptr(),
+            // SAFETY: a static object.
+            buft: unsafe { sys::ggml_backend_cpu_buffer_type() },
+        },
+        sys::llama_model_tensor_buft_override {
+            pattern: std::ptr::null(),
+            buft: std::ptr::null_mut(),
+        },
+    ];
     let mut devices = [gpu.unwrap_or(std::ptr::null_mut()), std::ptr::null_mut()];
     // SAFETY: all that the parameters point to outlives the call.
     let model = unsafe {
         let mut params = sys::llama_model_default_params();
         params.devices = devices.as_mut_ptr();
         params.n_gpu_layers = if gpu.is_some() { i32::MAX / 2 } else { 0 };
+        if matches!(on, On::GpuWithExpertsOnCpu(_)) {
+            params.tensor_buft_overrides = on_cpu.as_ptr();
+        }
         params.load_mode = match source {
             Source::Read => sys::LLAMA_LOAD_MODE_NONE,
             Source::Direct => sys::LLAMA_LOAD_MODE_DIRECT_IO,

@@ -216,6 +216,8 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
             .flat_map(|pool| (0..8).map(move |part| ((pool, part), 32)))
             .collect(),
         device_slots: Vec::new(),
+        device_ring_bytes: 0,
+        store_bytes: 0,
     };
     let memory = StreamMemory::new(&loaded, &spec).unwrap();
     let counts = Arc::new(std::sync::Mutex::new(Counts::default()));
@@ -234,7 +236,7 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
 }
 
 fn plain_model() -> hypura_llama::Model {
-    plain::load(&demo(), plain::Source::Read, Layout::Plain, None, &mut |_| true).unwrap()
+    plain::load(&demo(), plain::Source::Read, Layout::Plain, plain::On::Cpu, &mut |_| true).unwrap()
 }
 
 #[test]

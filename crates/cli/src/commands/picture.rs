@@ -115,6 +115,7 @@ mod tests {
         let row = |what: &str, bytes, share| BudgetRow { what: what.into(), bytes, share };
         let explained = Explanation {
             budget: vec![row("slots <&>", 3, 0.75), row("unused", 1, 0.25)],
+            gpu_budget: Vec::new(),
             roles: Vec::new(),
             pools: Vec::new(),
             tiers: vec![TierBar { tier: Tier::Storage, bytes: 5, share: 1.0 }],

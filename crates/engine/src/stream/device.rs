@@ -55,7 +55,6 @@ pub(super) struct Device {
     /// Experts of those.
     coming_experts: Vec<u32>,
     grants: Vec<Grant>,
-    pub(super) stats: DeviceStats,
 }
 
 /// An expert that has a slot, and lacks parts.
@@ -80,7 +79,6 @@ impl Device {
             coming: Vec::new(),
             coming_experts: Vec::new(),
             grants: Vec::new(),
-            stats: DeviceStats::default(),
         })
     }
 
@@ -113,10 +111,11 @@ impl Streamer {
             .table
             .acquire(layer, experts, parts, &mut device.grants)
             .map_err(|error| ResidencyError::Internal(error.to_string()))?;
+        let stats = self.device_stats.get_or_insert_default();
         for grant in &device.grants {
             slots.push(grant.slot.0);
-            device.stats.lookups += 1;
-            device.stats.hits += u64::from(grant.fill.is_empty());
+            stats.lookups += 1;
+            stats.hits += u64::from(grant.fill.is_empty());
             if !grant.fill.is_empty() {
                 device.wanted.push_back(Wanted {
                     unit: UnitId { layer, expert: grant.expert },
@@ -147,7 +146,7 @@ impl Streamer {
             }
             let Some(device) = &mut self.device else { return Ok(0) };
             device.wanted.pop_front();
-            device.stats.host_hits +=
+            self.device_stats.get_or_insert_default().host_hits +=
                 u64::from(known.is_some_and(|(_, ready)| ready.contains(parts)));
             let mut host_slots = std::mem::take(&mut self.host_slots);
             host_slots.clear();
@@ -223,7 +222,8 @@ impl Streamer {
             device.coming_experts.remove(i);
             let source = self.sources.layers.get(upload.layer as usize);
             let part = source.and_then(|s| s.parts.iter().find(|p| p.part == upload.part));
-            device.stats.copied_bytes += part.map_or(0, |part| part.slice_bytes as u64);
+            self.device_stats.get_or_insert_default().copied_bytes +=
+                part.map_or(0, |part| part.slice_bytes as u64);
             // It is there for everything that is launched after the copy.
             device.table.filled(unit, bit(upload.part));
             copies.push(upload);

@@ -6,6 +6,7 @@
 
 mod ahead;
 mod device;
+mod device_ring;
 mod reads;
 mod residency;
 mod ring;
@@ -25,6 +26,7 @@ use ahead::Ahead;
 pub use ahead::AheadStats;
 use device::Device;
 pub use device::DeviceStats;
+use device_ring::DeviceRing;
 use reads::{Arrival, Read, Reads, Target};
 pub(crate) use ring::MatrixSource;
 use ring::{BLOCK, Ring};
@@ -71,7 +73,11 @@ pub(crate) struct Sources {
     pub(crate) slots: Vec<u32>,
     /// Slots of each layer on a GPU; empty if none computes.
     pub(crate) device_slots: Vec<u32>,
+    /// Bytes of the ring there.
+    pub(crate) device_ring_bytes: usize,
     pub(crate) matrices: Vec<MatrixSource>,
+    /// Those of them that stay in host memory when a GPU computes.
+    pub(crate) stored: Vec<u32>,
     pub(crate) rows: Option<RowSource>,
 }
 
@@ -94,6 +100,9 @@ pub(crate) struct Streamer {
     table: Option<SlotTable>,
     /// The tier above: a GPU's own memory.
     device: Option<Device>,
+    device_ring: Option<DeviceRing>,
+    /// `None` where the CPU computes.
+    device_stats: Option<DeviceStats>,
     /// Whether slots of host memory were granted since they were given back last.
     host_in_use: bool,
     /// Whether host memory has fewer slots than there are experts.
@@ -132,7 +141,8 @@ impl Streamer {
         speculate: bool,
     ) -> Result<Streamer, String> {
         let units = sources.layers.len() * sources.n_experts as usize;
-        let reuses_host_slots = sources.slots.iter().map(|&s| s as usize).sum::<usize>() < units;
+        let n_slots: usize = sources.slots.iter().map(|&slots| slots as usize).sum();
+        let reuses_host_slots = n_slots < units || sources.stored.len() < sources.matrices.len();
         let mut device = None;
         let table = if sources.layers.is_empty() {
             None
@@ -158,6 +168,10 @@ impl Streamer {
             .then(|| memory.ring_shape(BLOCK))
             .flatten()
             .map(|(len, base)| Ring::new(sources.matrices.clone(), len, base));
+        let is_staged = device.is_some() || sources.device_ring_bytes > 0;
+        let device_ring = (sources.device_ring_bytes > 0)
+            .then(|| DeviceRing::new(&sources, &memory))
+            .transpose()?;
         let row_bytes = memory.row_shape().map_or(0, |(bytes, _)| bytes);
         let early = EarlyRouter::new(TraceShape {
             n_layers: u32::try_from(sources.layers.len()).unwrap_or(u32::MAX),
@@ -169,6 +183,8 @@ impl Streamer {
             memory,
             table,
             device,
+            device_ring,
+            device_stats: is_staged.then(DeviceStats::default),
             host_in_use: false,
             reuses_host_slots,
             host_slots: Vec::new(),
@@ -247,7 +263,7 @@ impl Streamer {
                         ring.arrived(serial);
                     }
                 }
-                (Target::Row { .. }, Ok(())) => {}
+                (Target::Row { .. } | Target::Stored { .. }, Ok(())) => {}
             }
         }
         self.drop_guesses();
@@ -286,6 +302,9 @@ impl Streamer {
         self.forget_guesses();
         if let Some(device) = &mut self.device {
             device.come_to_rest();
+        }
+        if let Some(ring) = &mut self.device_ring {
+            ring.come_to_rest();
         }
         if let Some(ring) = &mut self.ring {
             ring.computed();
@@ -399,7 +418,7 @@ impl Streamer {
             passes: self.groups,
             graphs: self.graphs,
             ahead: self.ahead.stats,
-            device: self.device.as_ref().map(|device| device.stats),
+            device: self.device_stats,
         };
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }

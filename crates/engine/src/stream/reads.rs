@@ -15,6 +15,8 @@ pub(super) enum Target {
     Part { layer: u32, expert: u32, part: u8 },
     /// A streamed matrix: the serial number of its entry in the ring.
     Matrix { serial: u64 },
+    /// A matrix that stays in host memory, by its index.
+    Stored { index: u32 },
     /// A row of the input embedding: the place that it goes to.
     Row { i: usize },
 }

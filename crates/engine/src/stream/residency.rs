@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use hypura_io as io;
-use hypura_llama::tiered::{Residency, ResidencyError, Routing, Upload, Uploads};
+use hypura_llama::tiered::{
+    MatrixPlace, MatrixUpload, Residency, ResidencyError, Routing, Upload, Uploads,
+};
 use hypura_tier::{Parts, UnitId};
 
 use super::reads::{Read, Target};
@@ -22,6 +24,16 @@ impl Residency for Streamer {
         if matrices.is_empty() {
             return Ok(());
         }
+        let on_host;
+        let matrices = match &mut self.device_ring {
+            Some(device) => {
+                device.set_schedule(matrices);
+                on_host = device.read_from_drive(matrices);
+                self.give_back_host_ring(u64::MAX);
+                on_host.as_slice()
+            }
+            None => matrices,
+        };
         let changed = self.ring.as_mut().is_some_and(|ring| {
             ring.computed();
             ring.set_schedule(matrices)
@@ -100,6 +112,18 @@ impl Residency for Streamer {
             self.groups += 1;
         }
         self.want_on_device(layer, experts, parts, slots)
+    }
+
+    fn device_matrix(
+        &mut self,
+        index: u32,
+        copies: &mut Vec<MatrixUpload>,
+    ) -> Result<Option<MatrixPlace>, ResidencyError> {
+        self.place_on_device(index, copies)
+    }
+
+    fn matrices_copied(&mut self, serial: u64) {
+        self.give_back_host_ring(serial);
     }
 
     fn uploads(&mut self, copies: &mut Vec<Upload>) -> Result<Uploads, ResidencyError> {
@@ -222,7 +246,7 @@ impl Residency for Streamer {
 
     fn computed(&mut self) {
         self.release_all();
-        if let Some(ring) = &mut self.ring {
+        if let (Some(ring), None) = (&mut self.ring, &self.device_ring) {
             ring.computed();
         }
         if let Err(error) = self.read_ahead().and_then(|()| self.warm()) {
@@ -236,6 +260,9 @@ impl Residency for Streamer {
         self.clean = true;
         self.segments.next(0);
         self.publish_segments();
+        if self.device_stats.is_some() {
+            self.publish();
+        }
         // A file that was changed under us must not have decided what was computed.
         self.reads.check_files()
     }

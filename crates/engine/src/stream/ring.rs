@@ -168,6 +168,11 @@ impl Ring {
         Some(entry.start + entry.head)
     }
 
+    /// The computation has used what it was given first.
+    pub(super) fn computed_first(&mut self) {
+        self.in_use.pop_front();
+    }
+
     /// The computation has used what it was given.
     pub(super) fn computed(&mut self) {
         self.in_use.clear();

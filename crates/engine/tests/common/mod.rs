@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hypura_engine::llama::{BatchToken, DecodeError, FlashAttention, Layout, SamplerParams, plain};
 use hypura_engine::plan::PlanError;
-use hypura_engine::{GenerateRequest, LoadError, LoadOptions, Loaded, StreamStats};
+use hypura_engine::{GenerateRequest, GpuChoice, LoadError, LoadOptions, Loaded, StreamStats};
 use hypura_testkit::text::forced_tokens;
 
 /// Tokens decoded one by one after the prompt.
@@ -26,6 +26,11 @@ pub fn demo(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(file)
 }
 
+/// Where there is a GPU, its name in `HYPURA_TEST_GPU` makes the same tests run on it.
+pub fn gpu_under_test() -> GpuChoice {
+    std::env::var("HYPURA_TEST_GPU").map_or(GpuChoice::Off, GpuChoice::Named)
+}
+
 /// Options for small, exact runs: plain layout, two threads, micro-batches of 32 tokens.
 pub fn options(flash: FlashAttention) -> LoadOptions {
     LoadOptions {
@@ -36,6 +41,7 @@ pub fn options(flash: FlashAttention) -> LoadOptions {
         layout: Layout::Plain,
         flash_attention: flash,
         all_outputs: true,
+        gpu: gpu_under_test(),
         ..LoadOptions::default()
     }
 }

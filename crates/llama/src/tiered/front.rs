@@ -1,4 +1,4 @@
-//! The slots in a GPU's own memory.
+//! The slots and the ring in a GPU's own memory.
 //!
 //! Each layer has slots of its own. One pool of all layers would follow the routing better, but
 //! `MUL_MAT_ID` of a prompt does something for every expert of its weights, and a pool of all
@@ -21,7 +21,20 @@ pub(super) struct Front {
     layers: Vec<Layer>,
     /// Remapped expert ids, one table per layer.
     ids: Vec<*mut Tensor>,
+    /// What matrices pass through: bytes, as ggml sees them.
+    ring: Option<*mut Tensor>,
+    /// Stand-ins for streamed matrices, by the matrix's index; their data is set at each use.
+    matrices: HashMap<u32, Matrix>,
     bytes: u64,
+}
+
+/// A matrix that passes through the ring.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix {
+    pub(super) tensor: *mut Tensor,
+    pub(super) bytes: usize,
+    /// With the room behind it that kernels read too (they multiply it with zero).
+    pub(super) padded_bytes: usize,
 }
 
 struct Layer {
@@ -53,7 +66,7 @@ impl Front {
         // SAFETY: a context for descriptions only; freed in `Drop`.
         let ctx = unsafe {
             sys::ggml_init(sys::ggml_init_params {
-                mem_size: sys::ggml_tensor_overhead() * (weights.len() + n_layers + 4),
+                mem_size: sys::ggml_tensor_overhead() * (weights.len() + n_layers + 5),
                 mem_buffer: std::ptr::null_mut(),
                 no_alloc: true,
             })
@@ -65,17 +78,32 @@ impl Front {
             buffers: Vec::new(),
             layers: spec.device_slots.iter().map(layer).collect(),
             ids: Vec::new(),
+            ring: None,
+            matrices: HashMap::new(),
             bytes: 0,
         };
         let ids_max = i64::try_from(spec.n_used_max * spec.n_ubatch).unwrap_or(i64::MAX).max(1);
         // SAFETY: the caller's promise; tensors are described, then given memory.
         unsafe {
+            if spec.device_ring_bytes > 0 {
+                let n = i64::try_from(spec.device_ring_bytes).unwrap_or(i64::MAX);
+                let ring = sys::ggml_new_tensor_1d(ctx.as_ptr(), sys::GGML_TYPE_I8, n);
+                front.place(device, ring)?;
+                front.ring = Some(ring);
+            }
             for (like, weight) in weights {
-                let StreamKind::Experts { layer, part } = weight.kind else { continue };
                 if weight.is_repacked {
                     return Err(format!("{} is arranged for a CPU", weight.name));
                 }
-                front.add_part(device, *like, layer, part)?;
+                match weight.kind {
+                    StreamKind::Experts { layer, part } => {
+                        front.add_part(device, *like, layer, part)?;
+                    }
+                    StreamKind::Matrix { index } => front.add_matrix(device, *like, index)?,
+                    StreamKind::Rows => {
+                        return Err(format!("{} can't be read by rows there", weight.name));
+                    }
+                }
             }
             for _ in 0..n_layers {
                 let ids = sys::ggml_new_tensor_1d(ctx.as_ptr(), sys::GGML_TYPE_I32, ids_max);
@@ -107,6 +135,26 @@ impl Front {
             }
             Ok(())
         }
+    }
+
+    unsafe fn add_matrix(
+        &mut self,
+        device: &TieredDevice,
+        like: *const Tensor,
+        index: u32,
+    ) -> Result<(), String> {
+        let ring = self.ring.ok_or("there is no ring on the device")?;
+        // SAFETY: `like` is alive; the new tensor has its type and shape.
+        unsafe {
+            let dims = (*like).ne;
+            let tensor = sys::ggml_new_tensor(self.ctx.as_ptr(), (*like).type_, 4, dims.as_ptr());
+            (*tensor).buffer = (*ring).buffer;
+            let buft = sys::ggml_backend_dev_buffer_type(device.inner);
+            let bytes = sys::ggml_nbytes(tensor);
+            let padded_bytes = sys::ggml_backend_buft_get_alloc_size(buft, tensor).max(bytes);
+            self.matrices.insert(index, Matrix { tensor, bytes, padded_bytes });
+        }
+        Ok(())
     }
 
     /// Gives a tensor memory of the device.
@@ -147,6 +195,30 @@ impl Front {
     /// What stands in for a part of a layer's experts.
     pub(super) fn part(&self, layer: u32, part: PartIndex) -> Option<Part> {
         self.layers.get(layer as usize)?.parts.get(&part).copied()
+    }
+
+    /// What matrices pass through.
+    pub(super) fn ring(&self) -> Option<*mut Tensor> {
+        self.ring
+    }
+
+    /// Bytes that a matrix takes in the ring.
+    pub(super) fn matrix(&self, index: u32) -> Option<Matrix> {
+        self.matrices.get(&index).copied()
+    }
+
+    /// The stand-in for a streamed matrix whose bytes lie at `offset` in the ring.
+    pub(super) fn matrix_at(&self, index: u32, offset: usize) -> Option<*mut Tensor> {
+        let matrix = self.matrix(index)?;
+        let ring = self.ring?;
+        // SAFETY: the tensor is ours; its bytes must lie in the ring.
+        unsafe {
+            if offset.checked_add(matrix.padded_bytes)? > sys::ggml_nbytes(ring) {
+                return None;
+            }
+            (*matrix.tensor).data = (*ring).data.cast::<u8>().add(offset).cast();
+        }
+        Some(matrix.tensor)
     }
 
     /// The table for a layer's remapped ids.

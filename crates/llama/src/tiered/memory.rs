@@ -11,7 +11,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::device::{TieredDevice, Weight};
 use super::front::Front;
-use super::{PartIndex, StreamKind, graph, repacked};
+use super::{MatrixFrom, PartIndex, StreamKind, graph, repacked};
 use crate::abi::{Buffer as GgmlBuffer, Tensor};
 use crate::model::Model;
 
@@ -36,6 +36,10 @@ pub struct PoolSpec {
     pub phases: HashMap<(u32, PartIndex), usize>,
     /// Slots of each expert layer in the memory of a device that has its own; empty if none does.
     pub device_slots: Vec<u32>,
+    /// Bytes of the ring in that memory.
+    pub device_ring_bytes: usize,
+    /// Bytes of matrices that stay in host memory and are copied from there.
+    pub store_bytes: usize,
 }
 
 /// One part of the slots of a pool.
@@ -62,6 +66,8 @@ pub struct StreamMemory {
     pool_of_layer: Vec<u32>,
     ring: Option<HostSpan>,
     ring_buffer: GgmlBuffer,
+    /// Matrices that stay, to be copied to a device.
+    store: Option<HostSpan>,
     /// Lends its type to stand-ins for rearranged matrices; nothing is stored in it.
     lender: GgmlBuffer,
     /// Stand-ins for streamed matrices, by the matrix's index; their data is set at each use.
@@ -164,6 +170,7 @@ impl StreamMemory {
             pool_of_layer: spec.pool_of_layer.clone(),
             ring: None,
             ring_buffer: std::ptr::null_mut(),
+            store: None,
             lender: std::ptr::null_mut(),
             matrices: HashMap::new(),
             rows: None,
@@ -178,6 +185,9 @@ impl StreamMemory {
             if device.is_staged {
                 memory.front = Some(Front::new(device, spec, &weights)?);
             }
+            if spec.store_bytes > 0 {
+                memory.store = Some(memory.allocate(buft(device), spec.store_bytes)?.1);
+            }
             if spec.ring_bytes > 0 {
                 let (buffer, span) = memory.allocate(buft(device), spec.ring_bytes)?;
                 (memory.ring_buffer, memory.ring) = (buffer, Some(span));
@@ -188,6 +198,7 @@ impl StreamMemory {
                     StreamKind::Experts { layer, part } => {
                         memory.add_pool_part(device, spec, like, layer, part)?;
                     }
+                    StreamKind::Matrix { .. } if device.is_staged => {}
                     StreamKind::Matrix { index } => memory.add_matrix(like, index)?,
                     StreamKind::Rows => memory.add_rows(device, tensor, spec.n_ubatch)?,
                 }
@@ -266,6 +277,35 @@ impl StreamMemory {
         }
         // SAFETY: inside the ring.
         self.lend(unsafe { ring.ptr.as_ptr().add(offset) }, len)
+    }
+
+    /// Lends `len` bytes of the store from `offset` on, to be filled.
+    ///
+    /// `None` when they lie outside of it, or some are lent already.
+    pub fn lend_store(self: &Arc<Self>, offset: usize, len: usize) -> Option<Buffer> {
+        let start = self.host_bytes(MatrixFrom::Store(offset), len)?.cast_mut();
+        self.lend(start, len)
+    }
+
+    /// Where bytes of a matrix lie in host memory.
+    pub(super) fn host_bytes(&self, from: MatrixFrom, len: usize) -> Option<*const u8> {
+        let (span, offset) = match from {
+            MatrixFrom::Store(offset) => (self.store?, offset),
+            MatrixFrom::Ring(offset) => (self.ring?, offset),
+        };
+        let is_inside = offset.checked_add(len)? <= span.len;
+        // SAFETY: inside the span.
+        is_inside.then(|| unsafe { span.ptr.as_ptr().add(offset).cast_const() })
+    }
+
+    /// The address that offsets in the store count from, modulo `alignment`.
+    pub fn store_base(&self, alignment: usize) -> usize {
+        self.store.map_or(0, |store| store.ptr.as_ptr() as usize % alignment.max(1))
+    }
+
+    /// Bytes that a streamed matrix takes in the device's ring.
+    pub fn device_matrix_bytes(&self, index: u32) -> Option<usize> {
+        Some(self.front.as_ref()?.matrix(index)?.padded_bytes)
     }
 
     /// Bytes of the ring, and the address that offsets count from modulo `alignment`.

@@ -182,6 +182,28 @@ pub trait Residency: Send {
         Err(ResidencyError::Internal("this residency knows no device".into()))
     }
 
+    /// For a device with memory of its own: its ring has room again where matrices lay that were
+    /// given before, for copies that begin from now on. Appends the copies that can be made, in the
+    /// order in which they are to be made, up to that of matrix `index` at least, and returns its
+    /// place. `None` if host memory has no room for it: then it wants to be asked again when all
+    /// copies are done.
+    ///
+    /// # Errors
+    /// When a read failed.
+    fn device_matrix(
+        &mut self,
+        index: u32,
+        copies: &mut Vec<MatrixUpload>,
+    ) -> Result<Option<MatrixPlace>, ResidencyError> {
+        let _ = (index, copies);
+        Err(ResidencyError::Internal("this residency knows no device".into()))
+    }
+
+    /// Of the copies that [`Residency::device_matrix`] gave, those up to this serial number are done.
+    fn matrices_copied(&mut self, serial: u64) {
+        let _ = serial;
+    }
+
     /// Appends copies that can be made now, waiting for bytes if there are none yet, until all
     /// that [`Residency::device_experts`] asked for is there.
     ///
@@ -231,6 +253,35 @@ pub struct Upload {
     pub host_slot: u32,
     /// The slot in the device's memory.
     pub slot: u32,
+}
+
+/// Where a matrix lies in host memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatrixFrom {
+    /// In what stays.
+    Store(usize),
+    /// In the ring that is read into.
+    Ring(usize),
+}
+
+/// A matrix to be copied to the device's ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatrixUpload {
+    /// The matrix.
+    pub index: u32,
+    /// From where.
+    pub from: MatrixFrom,
+    /// To where.
+    pub place: MatrixPlace,
+}
+
+/// The place of a matrix in the device's ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatrixPlace {
+    /// Its first byte.
+    pub offset: usize,
+    /// Names it among all that ever were, in order.
+    pub serial: u64,
 }
 
 /// How far [`Residency::uploads`] is.

@@ -16,7 +16,7 @@ pub(crate) struct Runner {
 
 impl Runner {
     pub(crate) fn load(path: &Path) -> Runner {
-        let model = plain::load(path, Source::Read, Layout::Plain, None, &mut |_| true)
+        let model = plain::load(path, Source::Read, Layout::Plain, plain::On::Cpu, &mut |_| true)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let params = ContextParams { n_ctx: 256, n_batch: 64, n_ubatch: 64, ..Default::default() };
         // One thread: tests run side by side, and ggml's barriers spin.

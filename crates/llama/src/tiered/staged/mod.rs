@@ -14,6 +14,7 @@
 //! what is in use is not given away. Small tables are written from pinned memory that is free
 //! again after the next wait.
 
+mod matrices;
 mod passes;
 mod stage;
 
@@ -46,7 +47,7 @@ pub(super) unsafe fn graph(
         let uses = compute::find_uses(context, nodes)?;
         let Some(stream) = guard.as_mut() else {
             if uses.is_empty() {
-                return launch(context, graph, 0, nodes.len());
+                return launch(context, graph, (0, nodes.len()), true);
             }
             return Err(Stop::Residency(STOPPED.into()));
         };
@@ -59,20 +60,22 @@ pub(super) unsafe fn graph(
             start: 0,
             restore: Restore::default(),
             layer: None,
+            has_matrices: false,
         };
         walk.run(&uses)
     }
 }
 
-/// Puts nodes `from..to` into the compute stream.
+/// Puts nodes `from..to` into the compute stream. `is_stable` if they read the same addresses each
+/// time.
 ///
 /// # Safety
 /// As [`graph`].
 unsafe fn launch(
     context: &BackendContext,
     graph: *mut Graph,
-    from: usize,
-    to: usize,
+    (from, to): (usize, usize),
+    is_stable: bool,
 ) -> Result<(), Stop> {
     // SAFETY: the caller's promise; the range lies within the graph.
     unsafe {
@@ -82,9 +85,9 @@ unsafe fn launch(
         }
         let index = |i| std::ffi::c_int::try_from(i).unwrap_or(std::ffi::c_int::MAX);
         let mut view = abi::ggml_graph_view(graph, index(from), index(to));
-        // So that the backend knows a part of a graph again without comparing its nodes. What we
-        // put in place of its sources is the same each time.
-        if (*graph).uid != 0 {
+        // So that the backend knows a part of a graph again without comparing its nodes, where what
+        // we put in place of its sources is the same each time.
+        if (*graph).uid != 0 && is_stable {
             view.uid = part_uid((*graph).uid, from, to);
         }
         status(sys::ggml_backend_graph_compute_async(context.inner, (&raw mut view).cast()))
@@ -120,6 +123,8 @@ struct Walk<'a> {
     start: usize,
     restore: Restore,
     layer: Option<Layer>,
+    /// Whether matrices pass through the ring: then nodes read other addresses each time.
+    has_matrices: bool,
 }
 
 /// The expert layer that the walk is in.
@@ -141,16 +146,29 @@ impl Walk<'_> {
         unsafe {
             // What an interrupted computation left under way ends before its slots are given away.
             self.wait();
-            self.stream.residency.begin(&[])?;
+            let matrices: Vec<u32> = uses
+                .iter()
+                .filter_map(|u| match u.kind {
+                    StreamKind::Matrix { index } => Some(index),
+                    _ => None,
+                })
+                .collect();
+            self.has_matrices = !matrices.is_empty();
+            self.stream.residency.begin(&matrices)?;
             for usage in uses {
                 if self.context.device.aborted() {
                     self.wait();
                     return Err(Stop::Aborted);
                 }
-                let StreamKind::Experts { layer, part } = usage.kind else {
-                    return Err(Stop::Internal("only experts stream to this device".into()));
-                };
-                self.experts(usage.node, layer, part)?;
+                match usage.kind {
+                    StreamKind::Experts { layer, part } => {
+                        self.experts(usage.node, layer, part)?;
+                    }
+                    StreamKind::Matrix { index } => self.matrix(usage.node, index)?,
+                    StreamKind::Rows => {
+                        return Err(Stop::Internal("rows don't stream to this device".into()));
+                    }
+                }
             }
             self.launch_to(self.nodes.len())?;
             self.stream.residency.end()?;
@@ -177,7 +195,7 @@ impl Walk<'_> {
     unsafe fn launch_to(&mut self, end: usize) -> Result<(), Stop> {
         let from = std::mem::replace(&mut self.start, end);
         // SAFETY: as `run`.
-        unsafe { launch(self.context, self.graph, from, end) }
+        unsafe { launch(self.context, self.graph, (from, end), !self.has_matrices) }
     }
 
     unsafe fn experts(&mut self, i: usize, layer: u32, part: u8) -> Result<(), Stop> {

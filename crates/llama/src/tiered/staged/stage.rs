@@ -4,13 +4,15 @@ use std::ptr::null_mut;
 
 use llama_cpp_sys_2 as sys;
 
-use super::super::Upload;
+use super::super::{MatrixUpload, Upload};
 use super::super::compute::Stop;
 use super::super::device::BackendContext;
 use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
 
 /// Bytes of small tables that are under way at the same time, to begin with.
 const TABLES_BYTES: usize = 1 << 20;
+/// Matrices that are copied and not yet used, at most.
+const MATRICES_MAX: usize = 64;
 
 /// See the module. One per context.
 pub(in super::super) struct Stage {
@@ -21,6 +23,10 @@ pub(in super::super) struct Stage {
     copied: Event,
     /// Recorded behind the groups of a pass, in turn.
     computed: [Event; 2],
+    /// Recorded behind the copies of matrices, by their serial numbers modulo the length.
+    arrived: Vec<Event>,
+    /// The newest matrix copied.
+    newest: Option<u64>,
     /// What is read back.
     raw: Pinned,
     /// What is written.
@@ -29,6 +35,9 @@ pub(in super::super) struct Stage {
     pub(super) copies_are_loose: bool,
     /// Reused from one layer to the next.
     pub(super) copies: Vec<Upload>,
+    /// Likewise.
+    pub(super) matrices: Vec<MatrixUpload>,
+    zeros: Pinned,
 }
 
 // SAFETY: used under a mutex, by the computing thread.
@@ -48,10 +57,14 @@ impl Stage {
                 copier,
                 copied: event(),
                 computed: [event(), event()],
+                arrived: (0..MATRICES_MAX).map(|_| event()).collect(),
+                newest: None,
                 raw: Pinned::new(device),
                 tables: Pinned::new(device),
                 copies_are_loose: false,
                 copies: Vec::new(),
+                matrices: Vec::new(),
+                zeros: Pinned::new(device),
             })
         }
     }
@@ -100,6 +113,66 @@ impl Stage {
         }
     }
 
+    /// So many zero bytes.
+    pub(super) fn zeros(&mut self, bytes: usize) -> Result<*const u8, Stop> {
+        let was = self.zeros.bytes;
+        if bytes > was {
+            // SAFETY: a live backend; nothing copies from the old ones afterwards.
+            unsafe { sys::ggml_backend_synchronize(self.copier) };
+        }
+        self.zeros.clear();
+        let at = self.zeros.take(bytes).ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?;
+        if self.zeros.bytes != was {
+            // SAFETY: the whole buffer.
+            unsafe { std::ptr::write_bytes(at, 0, self.zeros.bytes) };
+        }
+        Ok(at)
+    }
+
+    /// Marks that a matrix has been copied.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn end_matrix(&mut self, serial: u64) {
+        let event = self.arrived[Self::turn(serial)];
+        self.newest = Some(serial);
+        if !event.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_record(event, self.copier) };
+        }
+    }
+
+    /// What is launched from now on waits for a matrix.
+    ///
+    /// # Safety
+    /// As above; it was marked.
+    pub(super) unsafe fn compute_after_matrix(&mut self, context: &BackendContext, serial: u64) {
+        // Where later ones have taken its event, waiting for one of them does as well.
+        let event = self.arrived[Self::turn(serial)];
+        if !event.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_wait(context.inner, event) };
+        }
+    }
+
+    /// Waits here until all matrices but the newest are copied; the last one that is.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn matrices_copied(&mut self) -> Option<u64> {
+        let serial = self.newest?.checked_sub(1)?;
+        let event = self.arrived[Self::turn(serial)];
+        if !event.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_synchronize(event) };
+        }
+        Some(serial)
+    }
+
+    fn turn(serial: u64) -> usize {
+        usize::try_from(serial % MATRICES_MAX as u64).unwrap_or(0)
+    }
+
     /// Writes a table of the device in the order of the compute stream.
     ///
     /// # Safety
@@ -134,7 +207,8 @@ impl Drop for Stage {
         // SAFETY: made in `new`, freed once.
         unsafe {
             sys::ggml_backend_synchronize(self.copier);
-            for event in [self.copied, self.computed[0], self.computed[1]] {
+            let single = [self.copied, self.computed[0], self.computed[1]];
+            for event in single.into_iter().chain(self.arrived.drain(..)) {
                 if !event.is_null() {
                     sys::ggml_backend_event_free(event);
                 }
