@@ -7,7 +7,9 @@
 //! Keys of a case: `name`; `gpu` (off, auto, a name); `baseline` (read, or experts: llama.cpp's own
 //! loader, with the experts on the CPU); `slots` (experts of a layer on the GPU); `gpu-memory`,
 //! `memory`, `weights` (MiB); `threads`; `ubatch`; `rounds`; `tokens`; `warm` (rounds before);
-//! `prompts` (lengths, divided by `/`); `assist` (computing in place); `trace` (a file).
+//! `prompts` (lengths, divided by `/`); `assist` (1: the CPU computes
+//! in place); `trace` (a file); `dump` (a file for the logits
+//! behind a prompt).
 //!
 //! Each round is a prompt of its own and tokens sampled with a seed of its own, the same in all
 //! cases. `scripts/bench-gpu.sh` calls this.
@@ -27,9 +29,8 @@ fn main() {
         return speed(&args.next().unwrap_or_default());
     }
     for case in args {
-        let line = run(Path::new(&model), &case).unwrap_or_else(|error| {
-            json!({ "case": case, "error": error })
-        });
+        let line = run(Path::new(&model), &case)
+            .unwrap_or_else(|error| json!({ "case": case, "error": error }));
         println!("{line}");
     }
 }
@@ -74,6 +75,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         },
         gpu_memory_bytes: mib("gpu-memory"),
         gpu_slots_max: small("slots"),
+        cpu_assists: case.number("assist") == Some(1),
         experts_on_cpu: case.text("baseline") == Some("experts"),
         memory_bytes: mib("memory"),
         weights_memory_bytes: mib("weights"),
@@ -89,6 +91,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         let all = LoadOptions { gpu_memory_bytes: Some(1 << 60), ..options.clone() };
         let (_, plan) = plan_only(path, &all).map_err(|error| error.to_string())?;
         options.gpu_memory_bytes = plan.gpu.map(|gpu| gpu.bytes.total() - 1);
+        options.ubatch_tokens = Some(plan.n_ubatch);
     }
     let begin = Instant::now();
     let mut loaded = match case.text("baseline") {
@@ -101,6 +104,15 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
     let (warm, rounds) = (case.number("warm").unwrap_or(2), case.number("rounds").unwrap_or(5));
 
     let (hash, greedy) = greedy(&mut loaded, 48)?;
+    if let Some(file) = case.text("dump") {
+        // What a prompt comes to, to be compared between cases.
+        let tokens = prompt(&loaded, 200, 5);
+        loaded.context.clear();
+        feed(&mut loaded, &tokens)?;
+        let logits = loaded.context.logits(-1).ok_or("no logits")?;
+        let bytes: Vec<u8> = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+        std::fs::write(file, bytes).map_err(|error| error.to_string())?;
+    }
     let mut prompts = Vec::new();
     for length in case.text("prompts").unwrap_or("512").split('/') {
         let length: usize = length.parse().map_err(|_| "a length of a prompt".to_owned())?;
@@ -162,6 +174,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "copied_bytes_per_token": (device.copied_bytes - old.copied_bytes) / n,
         "device_lookups": (device.lookups - old.lookups) as f64 / n as f64,
         "device_hits": (device.hits - old.hits) as f64 / n as f64,
+        "in_place": (device.computed_in_place - old.computed_in_place) as f64 / n as f64,
         "host_hits": (device.host_hits - old.host_hits) as f64 / n as f64,
         "read_bytes_per_token": (now.read_bytes - before.read_bytes) / n,
         "n_ubatch": plan.n_ubatch,
@@ -182,6 +195,7 @@ fn add_back(base: &mut StreamStats, from: &StreamStats, to: &StreamStats) {
         base.lookups += to.lookups - from.lookups;
         base.hits += to.hits - from.hits;
         base.host_hits += to.host_hits - from.host_hits;
+        base.computed_in_place += to.computed_in_place - from.computed_in_place;
     }
 }
 
@@ -282,7 +296,10 @@ fn greedy(loaded: &mut Loaded, n: usize) -> Result<(String, Vec<i32>), String> {
     use sha2::Digest;
     let tokens = prompt(loaded, 24, 3);
     loaded.context.clear();
-    feed(loaded, &tokens)?;
+    // One by one: more at once may need more experts than a GPU has slots, and rounds differently.
+    for (pos, &token) in (0..).zip(&tokens) {
+        step(loaded, token, pos)?;
+    }
     let mut hash = sha2::Sha256::new();
     let mut said = Vec::new();
     let mut pos = i32::try_from(tokens.len()).unwrap_or(0);

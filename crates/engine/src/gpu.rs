@@ -1,10 +1,12 @@
 //! The GPU that computes: which one, and how much of its memory.
 
+use hypura_gguf as gguf;
 use hypura_llama::{Gpu, GpuError};
-use hypura_plan::{self as plan, GpuRates, GpuRequest, Plan};
+use hypura_plan::{self as plan, BandwidthPoint, GpuRates, GpuRequest, Plan};
 
 use crate::machine::Survey;
 use crate::options::{LoadError, LoadOptions};
+use crate::stream::AssistCost;
 
 /// Which GPU computes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,7 +65,14 @@ impl Chosen {
 
     /// What is known of its speed without measuring.
     pub(crate) fn rates(&self) -> GpuRates {
-        GpuRates { name: self.gpu.description.clone(), ..GpuRates::default() }
+        let mut rates = GpuRates { name: self.gpu.description.clone(), ..GpuRates::default() };
+        if self.gpu.is_emulated() {
+            // Slow, so that there is a reason for everything that a slow link is a reason for.
+            let bytes_per_s = 1e9;
+            rates.host_to_device =
+                vec![BandwidthPoint { read_bytes: 1 << 20, depth: 1, bytes_per_s }];
+        }
+        rates
     }
 }
 
@@ -139,4 +148,26 @@ pub(crate) fn fit_slots(
     gpu.bytes.expert_slots = bytes_of(&per_layer);
     let of_layer = |layer: &plan::ExpertLayer| per_layer.get(layer.pool as usize).copied();
     Ok(plan.expert_layers.iter().map(|layer| of_layer(layer).unwrap_or(0)).collect())
+}
+
+/// Waking the CPU's threads and bringing its rows to the GPU, in seconds; seen with 16 cores and an
+/// H200.
+const ASSIST_S: f64 = 30e-6;
+
+/// What copying and computing an expert cost; `None` without a GPU or experts.
+pub(crate) fn assist_cost(
+    model: &gguf::Model,
+    plan: &Plan,
+    surveyed: &Survey,
+) -> Option<AssistCost> {
+    let rates = surveyed.machine.gpu.as_ref()?;
+    let slice = plan.pools.iter().flat_map(|pool| &pool.parts).map(|part| part.bytes).max()?;
+    let expert = plan.expert_layers.first()?.tensors.first()?;
+    let tensor = model.tensors.get(expert.tensor)?;
+    let decode = surveyed.machine.expert_bytes_per_s(tensor.ty, tensor.dims[0]);
+    Some(AssistCost {
+        copy_s_per_byte: 1.0 / rates.copy_bytes_per_s(slice),
+        compute_s_per_byte: 1.0 / decode,
+        fixed_s: ASSIST_S,
+    })
 }

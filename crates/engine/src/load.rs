@@ -471,6 +471,7 @@ fn prepare(
         streamed: &streamed.tensors,
         layout: options.layout,
         gpu: surveyed.gpu().cloned(),
+        cpu_assists: options.cpu_assists,
         progress,
     })?;
     for file in &files {
@@ -485,11 +486,11 @@ fn prepare(
         let is_emulated = gpu.is_some_and(llama::Gpu::is_emulated);
         if is_emulated { device.allocated().total() } else { 0 }
     };
-    let own_bytes =
-        || llama::process::rss_bytes().saturating_sub(options.occupied_bytes + lent());
+    let own_bytes = || llama::process::rss_bytes().saturating_sub(options.occupied_bytes + lent());
     let before_context = own_bytes();
     let is_streamed = plan.mode != Mode::FullResident;
-    let threads = threadpool(surveyed, if is_streamed { POLL_STREAMED } else { POLL_RESIDENT })?;
+    let is_idle = is_streamed && !options.cpu_assists;
+    let threads = threadpool(surveyed, if is_idle { POLL_STREAMED } else { POLL_RESIDENT })?;
     let params = context_params(gguf, plan, options);
     let context = llama::Context::new(&model, &params, &threads)?;
     let misused = device.misused();
@@ -553,6 +554,9 @@ fn load_streamed(
         Streamer::new(sources, Arc::clone(&memory), reader, files, recorder, options.speculate)
             .map_err(LoadError::Other)?;
     streamer.set_abort_flag(context.abort_flag());
+    if options.cpu_assists {
+        streamer.set_assist(gpu::assist_cost(opened.model(), &plan, surveyed));
+    }
     streamer.fill_store(progress).map_err(|error| match error {
         tiered::ResidencyError::Aborted => LoadError::Llama(llama::LoadError::Cancelled),
         other => LoadError::Other(other.to_string()),

@@ -36,6 +36,9 @@ pub struct LoadOptions {
     pub gpu_memory_bytes: Option<u64>,
     /// Experts of a layer that the GPU holds at most, whatever the budget; for measuring.
     pub gpu_slots_max: Option<u32>,
+    /// The CPU computes experts that lie in memory, beside the GPU, where that is sooner than
+    /// copying them. It rounds otherwise, so the answer then depends on what lies where.
+    pub cpu_assists: bool,
     /// Of [`crate::load_baseline`] on a GPU: the CPU computes all experts, as without us.
     pub experts_on_cpu: bool,
     /// Tokens of context.
@@ -83,6 +86,7 @@ impl Default for LoadOptions {
             gpu: GpuChoice::Off,
             gpu_memory_bytes: None,
             gpu_slots_max: None,
+            cpu_assists: false,
             experts_on_cpu: false,
             ctx_tokens: 4096,
             ubatch_tokens: None,

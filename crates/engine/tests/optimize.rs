@@ -65,7 +65,8 @@ fn check(folder: &Path, source: &Path) -> (Optimized, HotModel) {
             assert!(got == expected, "{} {slice}", tensor.name);
         }
     }
-    let refused = plain::load(&out, plain::Source::Mmap, Layout::Fast, plain::On::Cpu, &mut |_| true);
+    let refused =
+        plain::load(&out, plain::Source::Mmap, Layout::Fast, plain::On::Cpu, &mut |_| true);
     let refused = refused.map(|_| ()).expect_err("llama.cpp can't know the layout").to_string();
     assert!(refused.contains("' not found"), "{refused}");
     (done, hot)

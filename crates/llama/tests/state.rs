@@ -40,7 +40,9 @@ fn follow(context: &mut Context, tokens: &[i32], n: usize) -> Vec<f32> {
 }
 
 fn check(path: &Path, flash: FlashAttention, type_kv: u32, n_prompt: usize, block: usize) {
-    let model = plain::load(path, plain::Source::Mmap, Layout::Plain, plain::On::Cpu, &mut |_| true).unwrap();
+    let model =
+        plain::load(path, plain::Source::Mmap, Layout::Plain, plain::On::Cpu, &mut |_| true)
+            .unwrap();
     let params = ContextParams {
         n_ctx: 1024,
         n_batch: 256,

@@ -196,6 +196,7 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
         streamed: &names,
         layout: Layout::Plain,
         gpu: None,
+        cpu_assists: false,
         progress: &mut |_| true,
     };
     let (loaded, stats) = tiered::load(params).unwrap();

@@ -220,6 +220,12 @@ impl Machine {
         }
     }
 
+    /// Bytes of experts per second that the CPU gets through for one token, as they lie in the file;
+    /// measured or assumed.
+    pub fn expert_bytes_per_s(&self, ty: GgmlType, n_in: u64) -> f64 {
+        self.rates(ty, Layout::Plain, Product::Experts, n_in).decode_bytes_per_s
+    }
+
     /// What was not measured, in words; empty if everything was.
     pub(crate) fn unmeasured(&self) -> Vec<&'static str> {
         [

@@ -357,6 +357,11 @@ impl<P: Policy> SlotTable<P> {
         Some((SlotId(slot_index), slot.ready))
     }
 
+    /// How much `unit` is worth keeping, by the policy: what has less gives way first.
+    pub fn key(&self, unit: UnitId) -> f64 {
+        self.policy.key(self.unit_index(unit))
+    }
+
     /// What a slot of a pool is doing; `None` if there is no such slot.
     pub fn state(&self, pool: u32, slot: SlotId) -> Option<SlotState> {
         Some(self.pools.get(pool as usize)?.slots.get(slot.0 as usize)?.state())

@@ -17,6 +17,11 @@ pub(crate) struct GpuArgs {
     #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "GPU")]
     gpu_memory: Option<u64>,
 
+    /// Let the CPU compute experts that lie in memory, beside the GPU, where that is sooner than
+    /// copying them. It rounds otherwise: the same prompt may then be answered in other words
+    #[arg(long, help_heading = "GPU")]
+    cpu_assist: bool,
+
     /// Experts of a layer that the GPU holds at most, for measuring
     #[arg(long, value_name = "N", hide = true)]
     gpu_slots: Option<u32>,
@@ -28,6 +33,7 @@ impl GpuArgs {
         options.gpu.clone_from(&self.gpu);
         options.gpu_memory_bytes = self.gpu_memory;
         options.gpu_slots_max = self.gpu_slots;
+        options.cpu_assists = self.cpu_assist;
     }
 }
 

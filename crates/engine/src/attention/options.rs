@@ -160,10 +160,13 @@ pub(crate) fn scope_fields(
         positions: positions(model, n_ctx),
         adapters: String::new(),
         library: format!("llama.cpp {}", llama::version()),
-        backend: gpu.map_or_else(|| "CPU".to_owned(), |gpu| {
-            let kind = gpu.name.trim_end_matches(|c: char| c.is_ascii_digit());
-            format!("{kind} {}", gpu.description)
-        }),
+        backend: gpu.map_or_else(
+            || "CPU".to_owned(),
+            |gpu| {
+                let kind = gpu.name.trim_end_matches(|c: char| c.is_ascii_digit());
+                format!("{kind} {}", gpu.description)
+            },
+        ),
         layout: layout.to_owned(),
         tenant: tenant.to_owned(),
     }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use hypura_llama::tiered::{ResidencyError, Upload, Uploads};
-use hypura_tier::{Grant, Parts, SlotTable, TableSpec, UnitId};
+use hypura_tier::{Claim, Grant, Parts, SlotTable, TableSpec, UnitId};
 use serde::Serialize;
 
 use super::{Streamer, bit};
@@ -23,6 +23,8 @@ pub struct DeviceStats {
     pub host_hits: u64,
     /// Bytes of weights copied to the GPU.
     pub copied_bytes: u64,
+    /// Experts that the CPU computed where they lay.
+    pub computed_in_place: u64,
 }
 
 impl DeviceStats {
@@ -32,6 +34,7 @@ impl DeviceStats {
             hits: self.hits + other.hits,
             host_hits: self.host_hits + other.host_hits,
             copied_bytes: self.copied_bytes + other.copied_bytes,
+            computed_in_place: self.computed_in_place + other.computed_in_place,
         }
     }
 
@@ -41,9 +44,39 @@ impl DeviceStats {
             hits: self.hits - earlier.hits,
             host_hits: self.host_hits - earlier.host_hits,
             copied_bytes: self.copied_bytes - earlier.copied_bytes,
+            computed_in_place: self.computed_in_place - earlier.computed_in_place,
         }
     }
 }
+
+/// What the CPU's part in a token's experts is decided by: seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct AssistCost {
+    /// For a byte of weights copied to the GPU.
+    pub(crate) copy_s_per_byte: f64,
+    /// For a byte of weights that the CPU multiplies with.
+    pub(crate) compute_s_per_byte: f64,
+    /// For asking the CPU at all.
+    pub(crate) fixed_s: f64,
+}
+
+impl AssistCost {
+    /// Of `n` experts of `bytes` each, those that the CPU computes while the others are copied, so
+    /// that both end soonest.
+    pub(crate) fn host_share(&self, n: usize, bytes: u64) -> usize {
+        let copy = |n: usize| n as f64 * bytes as f64 * self.copy_s_per_byte;
+        let compute = |n: usize| match n {
+            0 => 0.0,
+            n => self.fixed_s + n as f64 * bytes as f64 * self.compute_s_per_byte,
+        };
+        let time = |host: usize| copy(n - host).max(compute(host));
+        (0..=n).min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(0)
+    }
+}
+
+/// One expert in this many that the CPU computed in a layer may be copied behind everything else:
+/// more would keep the link busy with what nobody waits for.
+const ADMISSION_TURNS: u64 = 2;
 
 /// The slots of a GPU, and what is on its way there.
 pub(super) struct Device {
@@ -125,6 +158,51 @@ impl Streamer {
             }
         }
         self.ask_host().map(|_| ())
+    }
+
+    /// Those of the missing experts that the CPU computes in place: the coldest, which are the least
+    /// worth a slot. Decided by rates that don't change while a model runs, so that a run can be
+    /// repeated.
+    pub(super) fn share_with_host(&mut self, layer: u32, experts: &[u32], host: &mut Vec<u32>) {
+        let (Some(cost), Some(device)) = (self.assist, &self.device) else { return };
+        let is_missing = |&&expert: &&u32| device.table.lookup(UnitId { layer, expert }).is_none();
+        let mut missing: Vec<u32> = experts.iter().filter(is_missing).copied().collect();
+        let source = self.sources.layers.get(layer as usize);
+        let bytes = source.map_or(0, |s| s.parts.iter().map(|p| p.slice_bytes as u64).sum());
+        let n = cost.host_share(missing.len(), bytes);
+        let key = |&expert: &u32| device.table.key(UnitId { layer, expert });
+        missing.sort_by(|a, b| key(a).total_cmp(&key(b)).then(a.cmp(b)));
+        host.extend(missing.into_iter().take(n));
+        host.sort_unstable();
+        self.device_stats.get_or_insert_default().computed_in_place += host.len() as u64;
+    }
+
+    /// Copies for later: of what the CPU computed, the warmest, if it is warmer than what it would
+    /// take the slot of.
+    pub(super) fn admit_to_device(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        host_slots: &[u32],
+        copies: &mut Vec<Upload>,
+    ) {
+        self.admission_turn = (self.admission_turn + 1) % ADMISSION_TURNS;
+        let (Some(device), 0) = (&mut self.device, self.admission_turn) else { return };
+        let key = |&(expert, _): &(u32, u32)| device.table.key(UnitId { layer, expert });
+        let candidates = experts.iter().copied().zip(host_slots.iter().copied());
+        let warmest = candidates.max_by(|a, b| key(a).total_cmp(&key(b)));
+        let Some((expert, host_slot)) = warmest else { return };
+        let unit = UnitId { layer, expert };
+        let Some(grant) = device.table.speculate(unit, Parts::ALL, Claim::Warmer) else { return };
+        let source = self.sources.layers.get(layer as usize);
+        for part in source.into_iter().flat_map(|source| &source.parts) {
+            if grant.fill.contains(bit(part.part)) {
+                let slot = grant.slot.0;
+                copies.push(Upload { layer, part: part.part, host_slot, slot });
+                device.table.filled(unit, bit(part.part));
+                self.device_stats.get_or_insert_default().copied_bytes += part.slice_bytes as u64;
+            }
+        }
     }
 
     /// Asks the host for as many of the wanted experts as it has slots for; how many those were.

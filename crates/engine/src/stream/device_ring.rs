@@ -11,9 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use hypura_io as io;
-use hypura_llama::tiered::{
-    MatrixFrom, MatrixPlace, MatrixUpload, ResidencyError, StreamMemory,
-};
+use hypura_llama::tiered::{MatrixFrom, MatrixPlace, MatrixUpload, ResidencyError, StreamMemory};
 
 use super::reads::{Read, Target};
 use super::ring::{BLOCK, MatrixSource, Ring};
@@ -29,20 +27,14 @@ pub(super) struct DeviceRing {
 }
 
 impl DeviceRing {
-    pub(super) fn new(
-        sources: &Sources,
-        memory: &Arc<StreamMemory>,
-    ) -> Result<DeviceRing, String> {
+    pub(super) fn new(sources: &Sources, memory: &Arc<StreamMemory>) -> Result<DeviceRing, String> {
         let matrices = (0..).zip(&sources.matrices).map(|(index, _)| {
             let missing = || format!("matrix {index} is not on the device");
             let bytes = memory.device_matrix_bytes(index).ok_or_else(missing)?;
             Ok(MatrixSource { file: 0, offset: 0, bytes })
         });
-        let ring = Ring::new(
-            matrices.collect::<Result<_, String>>()?,
-            sources.device_ring_bytes,
-            0,
-        );
+        let ring =
+            Ring::new(matrices.collect::<Result<_, String>>()?, sources.device_ring_bytes, 0);
         let mut at = (BLOCK - memory.store_base(BLOCK)) % BLOCK;
         let mut stored = HashMap::new();
         for &index in &sources.stored {

@@ -24,6 +24,7 @@ use hypura_tier::{EarlyRouter, Parts, SlotState, SlotTable, TableSpec, TraceShap
 
 use ahead::Ahead;
 pub use ahead::AheadStats;
+pub(crate) use device::AssistCost;
 use device::Device;
 pub use device::DeviceStats;
 use device_ring::DeviceRing;
@@ -101,6 +102,9 @@ pub(crate) struct Streamer {
     /// The tier above: a GPU's own memory.
     device: Option<Device>,
     device_ring: Option<DeviceRing>,
+    /// Whether and when the CPU computes experts in place.
+    assist: Option<AssistCost>,
+    admission_turn: u64,
     /// `None` where the CPU computes.
     device_stats: Option<DeviceStats>,
     /// Whether slots of host memory were granted since they were given back last.
@@ -184,6 +188,8 @@ impl Streamer {
             table,
             device,
             device_ring,
+            assist: None,
+            admission_turn: 0,
             device_stats: is_staged.then(DeviceStats::default),
             host_in_use: false,
             reuses_host_slots,
@@ -229,6 +235,11 @@ impl Streamer {
             }
         }
         self.history = Some(file);
+    }
+
+    /// The CPU computes experts in place where that is sooner than copying them.
+    pub(crate) fn set_assist(&mut self, cost: Option<AssistCost>) {
+        self.assist = cost;
     }
 
     /// Waits for reads end when this flag is set.

@@ -8,8 +8,8 @@ use hypura_llama::tiered::{
 };
 use hypura_tier::{Parts, UnitId};
 
-use super::reads::{Read, Target};
 use super::device::Device;
+use super::reads::{Read, Target};
 use super::ring::Ring;
 use super::{Streamer, bit};
 
@@ -112,6 +112,18 @@ impl Residency for Streamer {
             self.groups += 1;
         }
         self.want_on_device(layer, experts, parts, slots)
+    }
+
+    fn host_share(&mut self, layer: u32, experts: &[u32], host: &mut Vec<u32>) {
+        self.share_with_host(layer, experts, host);
+    }
+
+    fn admit(&mut self, layer: u32, experts: &[u32], host_slots: &[u32], copies: &mut Vec<Upload>) {
+        self.admit_to_device(layer, experts, host_slots, copies);
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.clean
     }
 
     fn device_matrix(

@@ -52,9 +52,7 @@ impl StreamStats {
             passes: self.passes - earlier.passes,
             graphs: self.graphs - earlier.graphs,
             ahead: self.ahead.since(&earlier.ahead),
-            device: self
-                .device
-                .map(|now| now.since(&earlier.device.unwrap_or_default())),
+            device: self.device.map(|now| now.since(&earlier.device.unwrap_or_default())),
         }
     }
 }

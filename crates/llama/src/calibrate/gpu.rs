@@ -120,8 +120,7 @@ impl Bench {
                 sys::ggml_backend_tensor_set(matrix, weights.as_ptr().cast(), 0, bytes);
             }
             let bytes = sys::ggml_nbytes(bench.input);
-            let input: Vec<u8> =
-                0.5f32.to_ne_bytes().into_iter().cycle().take(bytes).collect();
+            let input: Vec<u8> = 0.5f32.to_ne_bytes().into_iter().cycle().take(bytes).collect();
             sys::ggml_backend_tensor_set(bench.input, input.as_ptr().cast(), 0, bytes);
             sys::ggml_backend_buffer_clear(bench.pinned, 7);
             Some(bench)

@@ -14,8 +14,8 @@ use super::memory::StreamMemory;
 use super::staged::Stage;
 use super::{Residency, StreamKind, StreamedTensor, buffers, compute, graph, repacked, staged};
 use crate::abi::{
-    self, Backend, BackendI, BackendObject, BufferType, Buft, Dev, DeviceI, DeviceObject, Event, Graph,
-    Reg, RegI, RegObject, Tensor,
+    self, Backend, BackendI, BackendObject, BufferType, Buft, Dev, DeviceI, DeviceObject, Event,
+    Graph, Reg, RegI, RegObject, Tensor,
 };
 use crate::context::DecodeError;
 use crate::cpu::cpu;
@@ -39,6 +39,8 @@ pub struct TieredDevice {
     pub(super) is_cpu: bool,
     /// Whether the wrapped device has memory of its own, to which bytes are copied from ours.
     pub(super) is_staged: bool,
+    /// Whether the CPU computes beside it.
+    cpu_assists: bool,
     this: Weak<TieredDevice>,
     /// While loading, streamed buffers claim to be host memory: llama.cpp would otherwise build a
     /// staging copy of each tensor.
@@ -98,6 +100,7 @@ impl TieredDevice {
     pub(super) fn new(
         tensors: &[StreamedTensor],
         gpu: Option<&Gpu>,
+        cpu_assists: bool,
     ) -> Result<Arc<TieredDevice>, String> {
         crate::init();
         abi::verify()?;
@@ -118,6 +121,7 @@ impl TieredDevice {
                 inner,
                 is_cpu: inner == cpu,
                 is_staged: gpu.is_some_and(|gpu| !gpu.is_unified()),
+                cpu_assists,
                 this: Weak::clone(weak),
                 loading: AtomicBool::new(true),
                 state: Mutex::new(State { expected, ..State::default() }),
@@ -522,7 +526,8 @@ unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
             (cpu.set_threadpool)(inner, threads.as_ptr());
         }
         let stage = if device.is_staged {
-            let Some(stage) = Stage::new(device.inner) else {
+            let helpers = threads.as_ref().filter(|_| device.cpu_assists);
+            let Some(stage) = Stage::new(device.inner, helpers) else {
                 sys::ggml_backend_free(inner);
                 return null_mut();
             };

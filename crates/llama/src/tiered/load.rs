@@ -32,6 +32,8 @@ pub struct TieredParams<'a> {
     pub layout: Layout,
     /// The GPU that computes, if one does.
     pub gpu: Option<Gpu>,
+    /// Whether the CPU may compute experts that lie in host memory, beside the GPU.
+    pub cpu_assists: bool,
     /// Told how far it is; answers whether to go on.
     pub progress: Progress<'a>,
 }
@@ -53,7 +55,8 @@ pub struct LoadStats {
 /// When llama.cpp refuses the model, a read fails, or the loader's assumptions about llama.cpp's
 /// internals do not hold.
 pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
-    let device = TieredDevice::new(params.streamed, params.gpu.as_ref()).map_err(LoadError::Abi)?;
+    let device = TieredDevice::new(params.streamed, params.gpu.as_ref(), params.cpu_assists)
+        .map_err(LoadError::Abi)?;
     let skip: HashSet<&str> = params.streamed.iter().map(|t| t.name.as_str()).collect();
     let (file, counts) =
         VirtualGguf::new((params.model, params.hot), params.files, params.reader, |name| {

@@ -199,6 +199,18 @@ pub trait Residency: Send {
         Err(ResidencyError::Internal("this residency knows no device".into()))
     }
 
+    /// For a device with memory of its own, before [`Residency::device_experts`]: appends those of
+    /// `experts` (sorted) that are to be computed where they lie in host memory, sorted.
+    fn host_share(&mut self, layer: u32, experts: &[u32], host: &mut Vec<u32>) {
+        let _ = (layer, experts, host);
+    }
+
+    /// The experts of `layer` were computed in the slots of host memory: appends those copies to
+    /// the device that are worth while for later tokens. Nobody waits for them.
+    fn admit(&mut self, layer: u32, experts: &[u32], host_slots: &[u32], copies: &mut Vec<Upload>) {
+        let _ = (layer, experts, host_slots, copies);
+    }
+
     /// Of the copies that [`Residency::device_matrix`] gave, those up to this serial number are done.
     fn matrices_copied(&mut self, serial: u64) {
         let _ = serial;
@@ -222,6 +234,11 @@ pub trait Residency: Send {
 
     /// All copies that were asked for have been made: what they came from may be taken again.
     fn uploaded(&mut self) {}
+
+    /// Whether the last micro-batch was computed to its end.
+    fn is_at_rest(&self) -> bool {
+        false
+    }
 
     /// Whether host memory that was copied from may be overwritten by later reads.
     fn reuses_host_slots(&self) -> bool {

@@ -14,6 +14,7 @@
 //! what is in use is not given away. Small tables are written from pinned memory that is free
 //! again after the next wait.
 
+mod assist;
 mod matrices;
 mod passes;
 mod stage;
@@ -25,9 +26,10 @@ use llama_cpp_sys_2 as sys;
 
 pub(super) use stage::Stage;
 
+use self::assist::Shared;
 use super::compute::{self, Restore, STOPPED, Stop, Use};
 use super::device::{BackendContext, Stream};
-use super::{Residency, Routing, StreamKind, StreamMemory, Uploads, graph};
+use super::{Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
 use crate::abi::{self, Graph, Tensor};
 
 /// Computes `graph` on the wrapped backend, without waiting for its end.
@@ -136,6 +138,8 @@ struct Layer {
     /// Whether all needed experts have slots at once; else each matmul is done in passes.
     fits: bool,
     remapped: *mut Tensor,
+    /// What the CPU computes of it.
+    shared: Option<Shared>,
 }
 
 impl Walk<'_> {
@@ -146,6 +150,9 @@ impl Walk<'_> {
         unsafe {
             // What an interrupted computation left under way ends before its slots are given away.
             self.wait();
+            if !self.stream.residency.is_at_rest() {
+                sys::ggml_backend_synchronize(self.stage.copier);
+            }
             let matrices: Vec<u32> = uses
                 .iter()
                 .filter_map(|u| match u.kind {
@@ -162,7 +169,7 @@ impl Walk<'_> {
                 }
                 match usage.kind {
                     StreamKind::Experts { layer, part } => {
-                        self.experts(usage.node, layer, part)?;
+                        self.experts(usage.node, layer, part, uses)?;
                     }
                     StreamKind::Matrix { index } => self.matrix(usage.node, index)?,
                     StreamKind::Rows => {
@@ -182,9 +189,8 @@ impl Walk<'_> {
         // SAFETY: live backends.
         unsafe {
             sys::ggml_backend_synchronize(self.context.inner);
-            if self.stage.copies_are_loose || self.stream.residency.reuses_host_slots() {
+            if self.stream.residency.reuses_host_slots() {
                 sys::ggml_backend_synchronize(self.stage.copier);
-                self.stage.copies_are_loose = false;
             }
         }
         self.stage.tables.clear();
@@ -198,13 +204,13 @@ impl Walk<'_> {
         unsafe { launch(self.context, self.graph, (from, end), !self.has_matrices) }
     }
 
-    unsafe fn experts(&mut self, i: usize, layer: u32, part: u8) -> Result<(), Stop> {
+    unsafe fn experts(&mut self, i: usize, layer: u32, part: u8, uses: &[Use]) -> Result<(), Stop> {
         // SAFETY: node `i` is a MUL_MAT_ID: its third source are the ids.
         unsafe {
             let node = self.nodes[i];
             let ids = (*node).src[2];
             if self.layer.as_ref().is_none_or(|l| l.layer != layer || l.ids != ids) {
-                self.enter_layer(i, layer, ids)?;
+                self.enter_layer(i, layer, ids, uses)?;
             }
             let Some(state) = &self.layer else {
                 return Err(Stop::Internal("no layer".into()));
@@ -217,6 +223,9 @@ impl Walk<'_> {
                 self.restore.note(node);
                 (*node).src[0] = slots.tensor;
                 (*node).src[2] = state.remapped;
+                if state.shared.as_ref().is_some_and(|shared| shared.down == i) {
+                    return self.finish_shared(layer);
+                }
                 return Ok(());
             }
             let (n_used, n_tokens) = (state.n_used, state.n_tokens);
@@ -231,13 +240,20 @@ impl Walk<'_> {
     /// The router of a layer is known once everything before node `i` is computed: reads its
     /// choice, and sees to it that the chosen experts are in the device's slots before what is
     /// launched next.
-    unsafe fn enter_layer(&mut self, i: usize, layer: u32, ids: *mut Tensor) -> Result<(), Stop> {
+    unsafe fn enter_layer(
+        &mut self,
+        i: usize,
+        layer: u32,
+        ids: *mut Tensor,
+        uses: &[Use],
+    ) -> Result<(), Stop> {
         // SAFETY: as `run`; `ids` is alive and computed before what we read of it.
         unsafe {
             self.launch_to(i)?;
             let bytes = sys::ggml_nbytes(ids);
             let raw = self.stage.raw(bytes)?;
             sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
+            let mut shared = self.read_input(layer, ids, uses)?;
             self.wait();
             self.stream.residency.computed();
             let raw = std::slice::from_raw_parts(raw, bytes);
@@ -257,12 +273,23 @@ impl Walk<'_> {
             if fits {
                 scratch.slots.clear();
                 let parts = memory.parts_of_layer(layer);
+                if let Some(shared) = &mut shared {
+                    residency.host_share(layer, &scratch.needed, &mut shared.experts);
+                    let host = &shared.experts;
+                    scratch.needed.retain(|expert| host.binary_search(expert).is_err());
+                }
                 let slots = &mut scratch.slots;
                 residency.device_experts(layer, &scratch.needed, parts, slots)?;
                 upload(self.context, self.stage, memory, residency.as_mut())?;
+                self.stage.compute_after_admission(self.context, layer);
+                if let Some(shared) = &mut shared {
+                    let Shared { experts, slots, .. } = shared;
+                    residency.experts(layer, experts, parts, slots)?;
+                }
                 remapped = self.remap(layer, n_used, n_tokens)?;
             }
-            self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped });
+            let shared = shared.filter(|shared| fits && !shared.experts.is_empty());
+            self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped, shared });
             Ok(())
         }
     }
@@ -282,6 +309,7 @@ impl Walk<'_> {
         }
         scratch.remapped.clear();
         for id in &scratch.ids {
+            // What the CPU computes takes any slot here: its row is written over.
             let at = scratch.needed.binary_search(&id.unsigned_abs()).unwrap_or(0);
             let slot = scratch.slots.get(at).copied().unwrap_or(0);
             scratch.remapped.push(i32::try_from(slot).unwrap_or(0));
@@ -320,23 +348,8 @@ unsafe fn upload(
             Err(error) => break Err(error.into()),
         };
         for copy in &copies {
-            // SAFETY: slot and source have the bytes of one slice.
-            let is_sound = unsafe {
-                let from = memory.host_slot(copy.layer, copy.part, copy.host_slot);
-                let to = memory.front().and_then(|front| front.part(copy.layer, copy.part));
-                let fits = to.is_some_and(|to| i64::from(copy.slot) < (&(*to.tensor).ne)[2]);
-                if let (Some(from), Some(to), true) = (from, to, fits) {
-                    let at = copy.slot as usize * to.bytes;
-                    let (copier, data) = (stage.copier, from.cast());
-                    sys::ggml_backend_tensor_set_async(copier, to.tensor, data, at, to.bytes);
-                    true
-                } else {
-                    false
-                }
-            };
-            if !is_sound {
-                return Err(Stop::Internal(format!("a copy to no slot: {copy:?}")));
-            }
+            // SAFETY: the caller's promise.
+            unsafe { begin(stage, memory, copy)? };
             any = true;
         }
         match more {
@@ -355,4 +368,24 @@ unsafe fn upload(
         unsafe { stage.compute_after_copies(context) };
     }
     result
+}
+
+/// Puts one copy into the copy stream.
+///
+/// # Safety
+/// As [`upload`].
+unsafe fn begin(stage: &Stage, memory: &StreamMemory, copy: &Upload) -> Result<(), Stop> {
+    let lost = || Stop::Internal(format!("a copy to no slot: {copy:?}"));
+    let from = memory.host_slot(copy.layer, copy.part, copy.host_slot).ok_or_else(lost)?;
+    let to = memory.front().and_then(|front| front.part(copy.layer, copy.part));
+    let to = to.ok_or_else(lost)?;
+    // SAFETY: slot and source have the bytes of one slice.
+    unsafe {
+        if i64::from(copy.slot) >= (&(*to.tensor).ne)[2] {
+            return Err(lost());
+        }
+        let at = copy.slot as usize * to.bytes;
+        sys::ggml_backend_tensor_set_async(stage.copier, to.tensor, from.cast(), at, to.bytes);
+    }
+    Ok(())
 }

@@ -62,11 +62,8 @@ pub(super) unsafe fn run(
         return Err(Stop::Internal("a layer without slots on the device".into()));
     }
     let half = (capacity / 2).max(1);
-    let rows_max = if job.n_tokens <= VECTOR_ROWS_MAX {
-        VECTOR_ROWS_MAX
-    } else {
-        job.n_tokens * ROWS_FACTOR
-    };
+    let rows_max =
+        if job.n_tokens <= VECTOR_ROWS_MAX { VECTOR_ROWS_MAX } else { job.n_tokens * ROWS_FACTOR };
     let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
     for id in &scratch.ids {
         *counts.entry(id.unsigned_abs()).or_default() += 1;

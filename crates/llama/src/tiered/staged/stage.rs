@@ -1,13 +1,16 @@
 //! What it takes to feed a device: a second stream, events, and pinned memory.
 
 use std::ptr::null_mut;
+use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
-use super::super::{MatrixUpload, Upload};
 use super::super::compute::Stop;
 use super::super::device::BackendContext;
+use super::super::{MatrixUpload, Upload};
+use super::assist::Assist;
 use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
+use crate::threads::Threadpool;
 
 /// Bytes of small tables that are under way at the same time, to begin with.
 const TABLES_BYTES: usize = 1 << 20;
@@ -31,8 +34,12 @@ pub(in super::super) struct Stage {
     raw: Pinned,
     /// What is written.
     pub(super) tables: Pinned,
-    /// Whether copies were begun that no computation waits for.
-    pub(super) copies_are_loose: bool,
+    /// Recorded behind copies that nobody waited for, by the layer that they are for.
+    admitted: Vec<(u32, Event)>,
+    spare: Vec<Event>,
+    device: Dev,
+    /// The CPU, where it computes beside the device.
+    pub(super) assist: Option<Assist>,
     /// Reused from one layer to the next.
     pub(super) copies: Vec<Upload>,
     /// Likewise.
@@ -44,8 +51,9 @@ pub(in super::super) struct Stage {
 unsafe impl Send for Stage {}
 
 impl Stage {
-    /// `None` if the device gives no second stream, or no memory.
-    pub(in super::super) fn new(device: Dev) -> Option<Stage> {
+    /// With threads of the CPU that compute beside it, if they shall. `None` if the device gives no
+    /// second stream, or no memory.
+    pub(in super::super) fn new(device: Dev, helpers: Option<&Arc<Threadpool>>) -> Option<Stage> {
         // SAFETY: a device of ggml's; everything is freed in `Drop`.
         unsafe {
             let copier = sys::ggml_backend_dev_init(device, std::ptr::null());
@@ -61,7 +69,10 @@ impl Stage {
                 newest: None,
                 raw: Pinned::new(device),
                 tables: Pinned::new(device),
-                copies_are_loose: false,
+                admitted: Vec::new(),
+                spare: Vec::new(),
+                device,
+                assist: helpers.and_then(Assist::new),
                 copies: Vec::new(),
                 matrices: Vec::new(),
                 zeros: Pinned::new(device),
@@ -86,6 +97,37 @@ impl Stage {
                 sys::ggml_backend_event_record(self.copied, self.copier);
                 sys::ggml_backend_event_wait(context.inner, self.copied);
             }
+        }
+    }
+
+    /// Copies were begun that the next computation of this layer has to wait for.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn end_admission(&mut self, layer: u32) {
+        // SAFETY: a device of ggml's; the event is freed in `Drop`.
+        unsafe {
+            let event = match self.spare.pop() {
+                Some(event) => event,
+                None => sys::ggml_backend_event_new(self.device),
+            };
+            if !event.is_null() {
+                sys::ggml_backend_event_record(event, self.copier);
+                self.admitted.push((layer, event));
+            }
+        }
+    }
+
+    /// What is launched from now on waits for copies that were admitted to this layer.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn compute_after_admission(&mut self, context: &BackendContext, layer: u32) {
+        while let Some(at) = self.admitted.iter().position(|&(of, _)| of == layer) {
+            let (_, event) = self.admitted.swap_remove(at);
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_wait(context.inner, event) };
+            self.spare.push(event);
         }
     }
 
@@ -208,7 +250,13 @@ impl Drop for Stage {
         unsafe {
             sys::ggml_backend_synchronize(self.copier);
             let single = [self.copied, self.computed[0], self.computed[1]];
-            for event in single.into_iter().chain(self.arrived.drain(..)) {
+            let admitted = self.admitted.drain(..).map(|(_, event)| event);
+            for event in single
+                .into_iter()
+                .chain(self.arrived.drain(..))
+                .chain(admitted)
+                .chain(self.spare.drain(..))
+            {
                 if !event.is_null() {
                     sys::ggml_backend_event_free(event);
                 }
@@ -227,8 +275,13 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
-    fn new(device: Dev) -> Pinned {
+    pub(super) fn new(device: Dev) -> Pinned {
         Pinned { device, buffer: null_mut(), bytes: 0, taken: 0 }
+    }
+
+    /// The buffer that the last piece was handed out from.
+    pub(super) fn buffer(&self) -> Buffer {
+        self.buffer
     }
 
     /// What was handed out has been used.
@@ -237,7 +290,7 @@ impl Pinned {
     }
 
     /// `None` when what is handed out leaves no room: clear it first, and it grows.
-    fn take(&mut self, bytes: usize) -> Option<*mut u8> {
+    pub(super) fn take(&mut self, bytes: usize) -> Option<*mut u8> {
         let end = self.taken.checked_add(bytes)?;
         if end > self.bytes {
             if self.taken > 0 {
@@ -258,8 +311,7 @@ impl Pinned {
         // SAFETY: nothing of the old buffer is under way; the new one is freed in `Drop`.
         unsafe {
             let pinned = sys::ggml_backend_dev_host_buffer_type(self.device);
-            let buft =
-                if pinned.is_null() { sys::ggml_backend_cpu_buffer_type() } else { pinned };
+            let buft = if pinned.is_null() { sys::ggml_backend_cpu_buffer_type() } else { pinned };
             let bytes = bytes.max(TABLES_BYTES).next_power_of_two();
             let buffer = sys::ggml_backend_buft_alloc_buffer(buft, bytes);
             if buffer.is_null() {

@@ -1,0 +1,266 @@
+//! Experts that the CPU computes where they lie, while the device computes the others.
+//!
+//! One token's experts are independent rows until they are weighted and summed. For those that are
+//! not in the device's memory, the CPU computes `down(glu(gate x, up x))` from the slots in host
+//! memory, and its rows are written over those of the device's last product. The sum is the graph's
+//! own, in its order. The CPU rounds otherwise than the device, so the answer depends on which
+//! expert is where: it is the same for the same history, and off unless asked for.
+
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use llama_cpp_sys_2 as sys;
+
+use super::super::compute::{Stop, Use};
+use super::super::device::Stream;
+use super::super::passes::Descriptions;
+use super::super::{StreamKind, graph};
+use super::stage::Pinned;
+use super::{Walk, status};
+use crate::abi::{Backend, TENSOR_FLAG_COMPUTE, Tensor};
+use crate::cpu::cpu;
+use crate::threads::Threadpool;
+
+/// Numbers of parts, as the engine gives them.
+const GATE: u8 = 0;
+const UP: u8 = 1;
+const DOWN: u8 = 2;
+
+/// The CPU's side.
+pub(super) struct Assist {
+    backend: Backend,
+    /// The layer's input.
+    input: Pinned,
+    /// The rows on their way to the device.
+    rows: Pinned,
+    /// What lies between.
+    scratch: Pinned,
+    _threads: Arc<Threadpool>,
+}
+
+impl Assist {
+    /// `None` if there is no CPU backend.
+    pub(super) fn new(threads: &Arc<Threadpool>) -> Option<Assist> {
+        let cpu = cpu()?;
+        // SAFETY: a device of ggml's; the threads outlive the backend.
+        unsafe {
+            let backend = sys::ggml_backend_dev_init(cpu.device, std::ptr::null());
+            if backend.is_null() {
+                return None;
+            }
+            (cpu.set_n_threads)(backend, threads.n_threads());
+            (cpu.set_threadpool)(backend, threads.as_ptr());
+            Some(Assist {
+                backend,
+                input: Pinned::new(cpu.device),
+                rows: Pinned::new(cpu.device),
+                scratch: Pinned::new(cpu.device),
+                _threads: Arc::clone(threads),
+            })
+        }
+    }
+}
+
+impl Drop for Assist {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, freed once.
+        unsafe { sys::ggml_backend_free(self.backend) };
+    }
+}
+
+/// What the CPU computes of a layer.
+pub(super) struct Shared {
+    /// Where the layer's input was read to: `[n_embd]` in f32.
+    input: *mut u8,
+    n_in: i64,
+    gate: *mut Tensor,
+    up: *mut Tensor,
+    glu: *mut Tensor,
+    /// The last product's node.
+    pub(super) down: usize,
+    /// Sorted.
+    pub(super) experts: Vec<u32>,
+    /// Their slots in host memory.
+    pub(super) slots: Vec<u32>,
+}
+
+impl Walk<'_> {
+    /// Begins to read what the experts of a layer are multiplied with, if the CPU may compute some
+    /// of them: for one token, where nothing lies between the products but the gate.
+    ///
+    /// # Safety
+    /// As [`super::graph`].
+    pub(super) unsafe fn read_input(
+        &mut self,
+        layer: u32,
+        ids: *mut Tensor,
+        uses: &[Use],
+    ) -> Result<Option<Shared>, Stop> {
+        if self.stage.assist.is_none() {
+            return Ok(None);
+        }
+        // SAFETY: the caller's promise: nodes of a live graph.
+        unsafe {
+            if graph::dim(ids, 1) != 1 {
+                return Ok(None);
+            }
+            let Some(mut shared) = self.recognise(layer, ids, uses) else { return Ok(None) };
+            let x = (*shared.gate).src[1];
+            let bytes = sys::ggml_nbytes(x);
+            let Some(assist) = &mut self.stage.assist else { return Ok(None) };
+            assist.input.clear();
+            let room = assist.input.take(bytes);
+            shared.input = room.ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?;
+            let target = shared.input.cast();
+            sys::ggml_backend_tensor_get_async(self.context.inner, x, target, 0, bytes);
+            Ok(Some(shared))
+        }
+    }
+
+    /// The products of a layer and the gate between them, if that is all there is.
+    unsafe fn recognise(&self, layer: u32, ids: *mut Tensor, uses: &[Use]) -> Option<Shared> {
+        let node_of = |wanted: u8| {
+            let mut found =
+                uses.iter().filter(|u| u.kind == StreamKind::Experts { layer, part: wanted });
+            let node = found.next()?.node;
+            found.next().is_none().then_some(node)
+        };
+        let (gate, up, down) = (node_of(GATE)?, node_of(UP)?, node_of(DOWN)?);
+        // SAFETY: nodes of a live graph.
+        unsafe {
+            let node = |i: usize| self.nodes[i];
+            let mut glu: *mut Tensor = null_mut();
+            for &between in self.nodes.get(gate.min(up)..down)? {
+                let is_product = between == node(gate) || between == node(up);
+                if is_product || graph::is_view_op((*between).op) {
+                    continue;
+                }
+                if (*between).op != sys::GGML_OP_GLU || !glu.is_null() {
+                    return None;
+                }
+                glu = between;
+            }
+            let (gate, up) = (node(gate), node(up));
+            let x = (*gate).src[1];
+            let is_plain = !glu.is_null()
+                && (*glu).src[0] == gate
+                && (*glu).src[1] == up
+                && (*node(down)).src[1] == glu
+                && (*up).src[1] == x
+                && [gate, up, node(down)].iter().all(|&n| (*n).src[2] == ids)
+                && (*x).type_ == sys::GGML_TYPE_F32
+                && sys::ggml_nelements(x) == (&(*x).ne)[0]
+                && sys::ggml_is_contiguous(x)
+                && sys::ggml_is_contiguous(node(down));
+            is_plain.then(|| Shared {
+                input: null_mut(),
+                n_in: (&(*x).ne)[0],
+                gate,
+                up,
+                glu,
+                down,
+                experts: Vec::new(),
+                slots: Vec::new(),
+            })
+        }
+    }
+
+    /// Launches the layer's products, computes the CPU's share meanwhile, and writes its rows.
+    ///
+    /// # Safety
+    /// As [`super::graph`]; the walk is at the layer's last product.
+    pub(super) unsafe fn finish_shared(&mut self, layer: u32) -> Result<(), Stop> {
+        let Some(shared) = self.layer.as_mut().and_then(|layer| layer.shared.take()) else {
+            return Ok(());
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.launch_to(shared.down + 1)?;
+            let Stream { memory, residency, scratch } = &mut *self.stream;
+            let parts = memory.parts_of_layer(layer);
+            residency.wait(layer, parts)?;
+            let pool = |part| memory.pool_tensor(layer, part);
+            let pools = (pool(GATE), pool(UP), pool(DOWN));
+            let (Some(gate), Some(up), Some(down)) = pools else {
+                return Err(Stop::Internal(format!("layer {layer} has no pool")));
+            };
+            let Some(assist) = &mut self.stage.assist else { return Ok(()) };
+            let row_bytes = assist.compute(&shared, (gate, up, down))?;
+            let node = self.nodes[shared.down];
+            for (k, id) in scratch.ids.iter().enumerate() {
+                let Ok(at) = shared.experts.binary_search(&id.unsigned_abs()) else { continue };
+                let row = assist.rows_at().add(at * row_bytes).cast();
+                let offset = k * (&(*node).nb)[1];
+                let inner = self.context.inner;
+                sys::ggml_backend_tensor_set_async(inner, node, row, offset, row_bytes);
+            }
+            let mut copies = std::mem::take(&mut self.stage.copies);
+            copies.clear();
+            residency.admit(layer, &shared.experts, &shared.slots, &mut copies);
+            for copy in &copies {
+                super::begin(self.stage, memory, copy)?;
+            }
+            if !copies.is_empty() {
+                self.stage.end_admission(layer);
+            }
+            self.stage.copies = copies;
+            Ok(())
+        }
+    }
+}
+
+impl Assist {
+    fn rows_at(&self) -> *const u8 {
+        // SAFETY: the buffer was made when rows were computed into it.
+        unsafe { sys::ggml_backend_buffer_get_base(self.rows.buffer()).cast::<u8>() }
+    }
+
+    /// Computes the rows of the CPU's experts, one after the other; the bytes of one.
+    unsafe fn compute(
+        &mut self,
+        shared: &Shared,
+        (gate, up, down): (*mut Tensor, *mut Tensor, *mut Tensor),
+    ) -> Result<usize, Stop> {
+        let failed = || Stop::Status(sys::GGML_STATUS_ALLOC_FAILED);
+        // SAFETY: pools and the read input are alive; what is described here gets memory of ours.
+        unsafe {
+            let ctx = Descriptions::new()?;
+            let c = ctx.as_ptr();
+            let n = i64::try_from(shared.slots.len()).unwrap_or(0);
+            let x = sys::ggml_new_tensor_3d(c, sys::GGML_TYPE_F32, shared.n_in, 1, 1);
+            let ids = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, n, 1);
+            let gated = sys::ggml_mul_mat_id(c, gate, x, ids);
+            (*gated).op_params = (*shared.gate).op_params;
+            let upped = sys::ggml_mul_mat_id(c, up, x, ids);
+            (*upped).op_params = (*shared.up).op_params;
+            let glu = sys::ggml_glu_split(c, gated, upped, sys::ggml_get_glu_op(shared.glu));
+            (*glu).op_params = (*shared.glu).op_params;
+            let rows = sys::ggml_mul_mat_id(c, down, glu, ids);
+
+            let between = [ids, gated, upped, glu];
+            let size = |t: *mut Tensor| sys::ggml_nbytes(t).next_multiple_of(64);
+            self.scratch.clear();
+            let room = self.scratch.take(between.iter().map(|&t| size(t)).sum());
+            let mut at = room.ok_or_else(failed)?;
+            for tensor in between {
+                sys::ggml_backend_tensor_alloc(self.scratch.buffer(), tensor, at.cast());
+                at = at.add(size(tensor));
+            }
+            sys::ggml_backend_tensor_alloc(self.input.buffer(), x, shared.input.cast());
+            self.rows.clear();
+            let room = self.rows.take(sys::ggml_nbytes(rows)).ok_or_else(failed)?;
+            sys::ggml_backend_tensor_alloc(self.rows.buffer(), rows, room.cast());
+            let slots: Vec<i32> =
+                shared.slots.iter().map(|&slot| i32::try_from(slot).unwrap_or(0)).collect();
+            std::ptr::copy_nonoverlapping(slots.as_ptr(), (*ids).data.cast(), slots.len());
+
+            let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
+            for step in [gated, upped, glu, rows] {
+                (*step).flags |= TENSOR_FLAG_COMPUTE;
+                sys::ggml_graph_add_node(small, step);
+            }
+            status(sys::ggml_backend_graph_compute(self.backend, small))?;
+            Ok((&(*rows).nb)[1])
+        }
+    }
+}
