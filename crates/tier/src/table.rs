@@ -58,6 +58,17 @@ pub struct Grant {
     pub pending: Parts,
 }
 
+/// A unit that lost its slot to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Victim {
+    /// The unit.
+    pub unit: UnitId,
+    /// The slot that it had, in the pool of its layer.
+    pub slot: SlotId,
+    /// Its parts that were valid.
+    pub ready: Parts,
+}
+
 /// Whose slot read-ahead may take when none is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
@@ -102,6 +113,8 @@ pub struct SlotTable<P: Policy = Lrfu> {
     clock: Clock,
     layers: Vec<LayerStats>,
     routed: Vec<u64>,
+    /// Since they were asked for last, if somebody wants to know.
+    victims: Option<Vec<Victim>>,
 }
 
 const NO_SLOT: u32 = u32::MAX;
@@ -155,6 +168,7 @@ impl<P: Policy> SlotTable<P> {
             clock: Clock::default(),
             layers: vec![LayerStats::default(); layers],
             routed: vec![0; n_units],
+            victims: None,
             spec,
         })
     }
@@ -319,6 +333,19 @@ impl<P: Policy> SlotTable<P> {
     /// is what is used most.
     pub fn set_scanning(&mut self, scanning: bool) {
         self.scanning = scanning;
+    }
+
+    /// From now on remembers who lost a slot to another unit, for
+    /// [`take_victims`](Self::take_victims).
+    pub fn note_victims(&mut self) {
+        self.victims.get_or_insert_default();
+    }
+
+    /// Appends those who lost their slots since this was called last, in order.
+    pub fn take_victims(&mut self, out: &mut Vec<Victim>) {
+        if let Some(victims) = &mut self.victims {
+            out.append(victims);
+        }
     }
 
     /// When a layer needs a slot, what else it holds counts as colder by this much (in the unit of
@@ -500,6 +527,11 @@ impl<P: Policy> SlotTable<P> {
         };
         let Some((slot_index, victim)) = taken else { return false };
         if let Some(victim) = victim {
+            let ready = pool.slots[slot_index as usize].ready;
+            if let Some(victims) = &mut self.victims {
+                let unit = UnitId { layer: victim / n_experts, expert: victim % n_experts };
+                victims.push(Victim { unit, slot: SlotId(slot_index), ready });
+            }
             self.slot_of_unit[victim as usize] = NO_SLOT;
             self.layers[(victim / self.spec.n_experts) as usize].evictions += 1;
         }

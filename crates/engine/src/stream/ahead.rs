@@ -228,7 +228,8 @@ impl Streamer {
         {
             let Some(source) = self.sources.layers.get(unit.layer as usize).cloned() else { break };
             let Some(table) = &mut self.table else { break };
-            if table.lookup(unit).is_some() || !table.has_free_slot(unit.layer) {
+            let on_device = self.device.as_ref().is_some_and(|d| d.table.lookup(unit).is_some());
+            if on_device || table.lookup(unit).is_some() || !table.has_free_slot(unit.layer) {
                 continue;
             }
             // A slot that is being filled can't be had: whoever needs a layer must find others.

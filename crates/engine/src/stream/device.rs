@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use hypura_llama::tiered::{ResidencyError, Upload, Uploads};
-use hypura_tier::{Claim, Grant, Parts, SlotTable, TableSpec, UnitId};
+use hypura_tier::{Claim, Grant, Parts, SlotTable, TableSpec, UnitId, Victim};
 use serde::Serialize;
 
 use super::{Streamer, bit};
@@ -87,7 +87,13 @@ pub(super) struct Device {
     coming: Vec<Upload>,
     /// Experts of those.
     coming_experts: Vec<u32>,
+    /// Copies to host memory that are still to be made.
+    down: Vec<Upload>,
+    /// Units whose copies are under way, or about to be: they change places once those are done.
+    rising: Vec<UnitId>,
+    sinking: Vec<UnitId>,
     grants: Vec<Grant>,
+    victims: Vec<Victim>,
 }
 
 /// An expert that has a slot, and lacks parts.
@@ -99,18 +105,32 @@ struct Wanted {
 
 impl Device {
     /// `slots` are those of each layer.
-    pub(super) fn new(host: &TableSpec, slots: Vec<u32>) -> Result<Device, String> {
+    /// `is_exclusive` if host memory can't hold all experts: then it gives up those that the device
+    /// has, and takes back what the device gives up.
+    pub(super) fn new(
+        host: &TableSpec,
+        slots: Vec<u32>,
+        is_exclusive: bool,
+    ) -> Result<Device, String> {
         let n_layers = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         let spec = TableSpec {
             pool_of_layer: (0..n_layers).collect(),
             slots_of_pool: slots,
             ..host.clone()
         };
+        let mut table = SlotTable::new(spec).map_err(|error| error.to_string())?;
+        if is_exclusive {
+            table.note_victims();
+        }
         Ok(Device {
-            table: SlotTable::new(spec).map_err(|error| error.to_string())?,
+            table,
             wanted: VecDeque::new(),
             coming: Vec::new(),
             coming_experts: Vec::new(),
+            down: Vec::new(),
+            rising: Vec::new(),
+            sinking: Vec::new(),
+            victims: Vec::new(),
             grants: Vec::new(),
         })
     }
@@ -123,11 +143,63 @@ impl Device {
         for unit in wanted.chain(coming) {
             self.table.abandon(unit);
         }
+        self.down.clear();
+        self.rising.clear();
         self.table.release_all();
     }
 }
 
 impl Streamer {
+    /// Nothing is copied any more: what went up leaves host memory, and what went down is there.
+    pub(super) fn settle_places(&mut self) {
+        let (Some(device), Some(table)) = (&mut self.device, &mut self.table) else { return };
+        for unit in device.sinking.drain(..) {
+            table.filled(unit, Parts::ALL);
+        }
+        for unit in device.rising.drain(..) {
+            let all = device.table.spec().parts_of_layer.get(unit.layer as usize).copied();
+            let is_there = |(_, ready): (_, Parts)| all.is_some_and(|all| ready.contains(all));
+            let is_idle = table.lookup(unit).is_some_and(is_there);
+            if device.table.lookup(unit).is_some_and(is_there) && is_idle {
+                table.abandon(unit);
+            }
+        }
+    }
+
+    /// After an interruption: what was on its way down is lost.
+    pub(super) fn forget_places(&mut self) {
+        let (Some(device), Some(table)) = (&mut self.device, &mut self.table) else { return };
+        for unit in device.sinking.drain(..) {
+            table.abandon(unit);
+        }
+    }
+
+    /// What lost its slot on the device is copied back, if host memory has it not and has colder
+    /// ones.
+    fn take_back(&mut self, parts: Parts) {
+        let (Some(device), Some(table)) = (&mut self.device, &mut self.table) else { return };
+        let mut victims = std::mem::take(&mut device.victims);
+        victims.clear();
+        device.table.take_victims(&mut victims);
+        for &Victim { unit, slot, ready } in &victims {
+            let Some(source) = self.sources.layers.get(unit.layer as usize) else { continue };
+            let all = source.parts.iter().fold(Parts::EMPTY, |all, p| all | bit(p.part));
+            // Of a prompt in passes, parts come and go.
+            if ready != all || all - parts != Parts::EMPTY || table.lookup(unit).is_some() {
+                continue;
+            }
+            let grant = table.speculate(unit, Parts::ALL, Claim::Warmer);
+            let Some(host_slot) = grant.map(|grant| grant.slot.0) else { continue };
+            device.sinking.push(unit);
+            let UnitId { layer, .. } = unit;
+            for part in &source.parts {
+                let (part, slot) = (part.part, slot.0);
+                device.down.push(Upload { is_down: true, layer, part, host_slot, slot });
+            }
+        }
+        device.victims = victims;
+    }
+
     pub(super) fn want_on_device(
         &mut self,
         layer: u32,
@@ -157,7 +229,9 @@ impl Streamer {
                 });
             }
         }
-        self.ask_host().map(|_| ())
+        self.ask_host()?;
+        self.take_back(parts);
+        Ok(())
     }
 
     /// Those of the missing experts that the CPU computes in place: the coldest, which are the least
@@ -194,11 +268,17 @@ impl Streamer {
         let Some((expert, host_slot)) = warmest else { return };
         let unit = UnitId { layer, expert };
         let Some(grant) = device.table.speculate(unit, Parts::ALL, Claim::Warmer) else { return };
+        self.take_back(Parts::ALL);
+        let Some(device) = &mut self.device else { return };
+        copies.append(&mut device.down);
+        if self.reuses_host_slots {
+            device.rising.push(unit);
+        }
         let source = self.sources.layers.get(layer as usize);
         for part in source.into_iter().flat_map(|source| &source.parts) {
             if grant.fill.contains(bit(part.part)) {
                 let slot = grant.slot.0;
-                copies.push(Upload { layer, part: part.part, host_slot, slot });
+                copies.push(Upload { is_down: false, layer, part: part.part, host_slot, slot });
                 device.table.filled(unit, bit(part.part));
                 self.device_stats.get_or_insert_default().copied_bytes += part.slice_bytes as u64;
             }
@@ -237,7 +317,7 @@ impl Streamer {
             let Some(device) = &mut self.device else { return Ok(0) };
             for part in source.into_iter().flat_map(|source| &source.parts) {
                 if parts.contains(bit(part.part)) {
-                    device.coming.push(Upload { layer, part: part.part, host_slot, slot });
+                    device.coming.push(Upload { is_down: false, layer, part: part.part, host_slot, slot });
                     device.coming_experts.push(expert);
                 }
             }
@@ -254,6 +334,10 @@ impl Streamer {
             self.book();
             self.check_failed()?;
             let before = copies.len();
+            // Before anything is copied to the slots that they come from.
+            if let Some(device) = &mut self.device {
+                copies.append(&mut device.down);
+            }
             self.take_arrived(copies);
             let Some(device) = &self.device else { return Ok(Uploads::Done) };
             if device.wanted.is_empty() && device.coming.is_empty() {
@@ -304,6 +388,9 @@ impl Streamer {
                 part.map_or(0, |part| part.slice_bytes as u64);
             // It is there for everything that is launched after the copy.
             device.table.filled(unit, bit(upload.part));
+            if self.reuses_host_slots && device.rising.last() != Some(&unit) {
+                device.rising.push(unit);
+            }
             copies.push(upload);
         }
     }

@@ -162,7 +162,7 @@ impl Streamer {
                     .collect(),
             };
             if !sources.device_slots.is_empty() {
-                device = Some(Device::new(&spec, sources.device_slots.clone())?);
+                device = Some(Device::new(&spec, sources.device_slots.clone(), reuses_host_slots)?);
             }
             let mut table = SlotTable::new(spec).map_err(|error| error.to_string())?;
             table.set_own_layer_discount(OWN_LAYER_DISCOUNT);
@@ -311,6 +311,7 @@ impl Streamer {
             tracing::debug!("a read of an interrupted run failed: {reason}");
         }
         self.forget_guesses();
+        self.forget_places();
         if let Some(device) = &mut self.device {
             device.come_to_rest();
         }

@@ -147,6 +147,7 @@ impl Residency for Streamer {
         if let Some(table) = &mut self.table {
             table.release_all();
         }
+        self.settle_places();
     }
 
     fn reuses_host_slots(&self) -> bool {
@@ -258,6 +259,7 @@ impl Residency for Streamer {
 
     fn computed(&mut self) {
         self.release_all();
+        self.settle_places();
         if let (Some(ring), None) = (&mut self.ring, &self.device_ring) {
             ring.computed();
         }

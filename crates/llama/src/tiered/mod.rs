@@ -259,9 +259,11 @@ pub trait Residency: Send {
     fn compute_time(&mut self, elapsed: std::time::Duration);
 }
 
-/// One part of an expert, to be copied from a slot in host memory to one of the device's.
+/// One part of an expert, to be copied from a slot in host memory to one of the device's, or back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Upload {
+    /// Whether it goes from the device to host memory.
+    pub is_down: bool,
     /// The expert layer.
     pub layer: u32,
     /// Which part.

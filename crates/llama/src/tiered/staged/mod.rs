@@ -384,8 +384,13 @@ unsafe fn begin(stage: &Stage, memory: &StreamMemory, copy: &Upload) -> Result<(
         if i64::from(copy.slot) >= (&(*to.tensor).ne)[2] {
             return Err(lost());
         }
-        let at = copy.slot as usize * to.bytes;
-        sys::ggml_backend_tensor_set_async(stage.copier, to.tensor, from.cast(), at, to.bytes);
+        let (at, bytes, copier) = (copy.slot as usize * to.bytes, to.bytes, stage.copier);
+        if copy.is_down {
+            let back = from.cast_mut().cast();
+            sys::ggml_backend_tensor_get_async(copier, to.tensor, back, at, bytes);
+        } else {
+            sys::ggml_backend_tensor_set_async(copier, to.tensor, from.cast(), at, bytes);
+        }
     }
     Ok(())
 }
