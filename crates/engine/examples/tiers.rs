@@ -8,7 +8,7 @@
 //! loader, with the experts on the CPU); `slots` (experts of a layer on the GPU); `gpu-memory`,
 //! `memory`, `weights` (MiB); `threads`; `ubatch`; `rounds`; `tokens`; `warm` (rounds before);
 //! `prompts` (lengths, divided by `/`); `assist` (1: the CPU computes
-//! in place); `trace` (a file); `dump` (a file for the logits
+//! in place); `speculate` (0: no guesses); `trace` (a file); `dump` (a file for the logits
 //! behind a prompt).
 //!
 //! Each round is a prompt of its own and tokens sampled with a seed of its own, the same in all
@@ -75,6 +75,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         },
         gpu_memory_bytes: mib("gpu-memory"),
         gpu_slots_max: small("slots"),
+        speculate: case.number("speculate") != Some(0),
         cpu_assists: case.number("assist") == Some(1),
         experts_on_cpu: case.text("baseline") == Some("experts"),
         memory_bytes: mib("memory"),
@@ -133,6 +134,23 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
             "moved_last": copied.last(),
         }));
     }
+    // Always the same few tokens: a trace that soon misses nothing, and no sampling.
+    let mut forced = Vec::new();
+    let few = prompt(&loaded, 4, 9);
+    loaded.context.clear();
+    let mut missed = 0;
+    for round in 0..12 {
+        let begin = Instant::now();
+        let at = loaded.stream_stats();
+        for i in 0..64 {
+            step(&mut loaded, few[i % few.len()], round * 64 + i32::try_from(i).unwrap_or(0))?;
+        }
+        if round >= 4 {
+            forced.push(begin.elapsed().as_secs_f64() * 1e3 / 64.0);
+            let of = |s: &StreamStats| s.device.map_or(0, |d| d.lookups - d.hits);
+            missed += of(&loaded.stream_stats()) - of(&at);
+        }
+    }
     let mut decode = Vec::new();
     let mut before = loaded.stream_stats();
     for round in 0..warm + rounds {
@@ -170,6 +188,9 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "greedy": greedy,
         "logits": hash,
         "decode_ms": spread(&decode[warm..]),
+        "forced_ms": spread(&forced),
+        "forced_missed": missed,
+        "guesses": [now.ahead.begun - before.ahead.begun, now.ahead.begun_right - before.ahead.begun_right],
         "prompts": prompts,
         "copied_bytes_per_token": (device.copied_bytes - old.copied_bytes) / n,
         "device_lookups": (device.lookups - old.lookups) as f64 / n as f64,

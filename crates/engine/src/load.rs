@@ -59,6 +59,9 @@ impl Loaded {
 /// allocator's own).
 const HEADROOM_BYTES: u64 = 12 << 20;
 
+/// As above, of a GPU's memory.
+const GPU_HEADROOM_BYTES: u64 = 4 << 20;
+
 /// Room in the ring for placing matrices on whole blocks.
 const RING_SLACK_BYTES: u64 = 4 * 4096;
 
@@ -119,7 +122,8 @@ fn load_on(
     };
     let mut pinned = Vec::new();
     let mut options = options.clone();
-    let mut short_bytes = 0;
+    let (mut short_bytes, mut gpu_short_bytes) = (0, 0);
+    let mut surveyed = surveyed;
     loop {
         let options = &mut options;
         let plan = make_plan(model, &surveyed, options, &pinned)?;
@@ -158,6 +162,16 @@ fn load_on(
             {
                 tracing::info!(needed_bytes, "does not fit after all: streaming");
                 options.weights_memory_bytes = Some(weights.saturating_sub(1));
+            }
+            // Buffers of a GPU can be measured only when they are made.
+            Err(LoadError::GpuBudgetTooSmall { needed_bytes, budget_bytes })
+                if gpu_short_bytes == 0 =>
+            {
+                gpu_short_bytes = needed_bytes.saturating_sub(budget_bytes) + GPU_HEADROOM_BYTES;
+                tracing::info!(gpu_short_bytes, "the GPU holds more than expected: planning again");
+                if let Some(chosen) = &mut surveyed.gpu {
+                    chosen.budget_bytes = chosen.budget_bytes.saturating_sub(gpu_short_bytes);
+                }
             }
             // What the allocator and threads keep differs from one load to the next, more so in a
             // process that does other things as well.
@@ -554,9 +568,11 @@ fn load_streamed(
         Streamer::new(sources, Arc::clone(&memory), reader, files, recorder, options.speculate)
             .map_err(LoadError::Other)?;
     streamer.set_abort_flag(context.abort_flag());
-    if options.cpu_assists {
-        streamer.set_assist(gpu::assist_cost(opened.model(), &plan, surveyed));
+    let cost = gpu::assist_cost(opened.model(), &plan, surveyed);
+    if let Some(cost) = &cost {
+        streamer.set_link(1.0 / cost.copy_s_per_byte);
     }
+    streamer.set_assist(cost.filter(|_| options.cpu_assists));
     streamer.fill_store(progress).map_err(|error| match error {
         tiered::ResidencyError::Aborted => LoadError::Llama(llama::LoadError::Cancelled),
         other => LoadError::Other(other.to_string()),

@@ -138,7 +138,7 @@ impl Ahead {
         self.warming.remove(&unit);
     }
 
-    fn judge(&mut self, is_right: bool) {
+    pub(super) fn judge(&mut self, is_right: bool) {
         let outcome = if is_right { 1.0 } else { 0.0 };
         self.worth += (outcome - self.worth) / WINDOW;
         if self.worth < WORTH {
@@ -164,8 +164,14 @@ impl Streamer {
         self.ahead.named.insert(layer, named);
         let likely = |guess: &&Guess| guess.probability >= LIKELY;
         let experts: Vec<u32> = guesses.iter().take_while(likely).map(|g| g.expert).collect();
+        if self.device.is_some() {
+            self.guess_on_device(layer, &experts);
+        }
         for &expert in &experts {
             let unit = UnitId { layer, expert };
+            if self.device.as_ref().is_some_and(|device| device.table.lookup(unit).is_some()) {
+                continue;
+            }
             let Some(table) = &mut self.table else { return Ok(()) };
             if table.lookup(unit).is_some() {
                 table.hold(unit);
@@ -271,6 +277,7 @@ impl Streamer {
             self.ahead.stats.named_right += right.count() as u64;
             self.ahead.stats.named += named.len() as u64;
         }
+        self.judge_on_device(layer, chosen);
         let guessed: Vec<UnitId> =
             self.ahead.guesses.iter().copied().filter(|unit| unit.layer == layer).collect();
         if let Some(last) = routing.ids.chunks(routing.n_used.max(1)).next_back() {

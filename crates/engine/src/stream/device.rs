@@ -78,6 +78,11 @@ impl AssistCost {
 /// more would keep the link busy with what nobody waits for.
 const ADMISSION_TURNS: u64 = 2;
 
+/// Looking ahead takes about so many seconds of the compute stream for a layer: three small kernels.
+const LOOKING_S: f64 = 15e-6;
+/// Layers over which missing bytes are averaged.
+const MISSING_WINDOW: f64 = 32.0;
+
 /// The slots of a GPU, and what is on its way there.
 pub(super) struct Device {
     pub(super) table: SlotTable,
@@ -89,6 +94,11 @@ pub(super) struct Device {
     coming_experts: Vec<u32>,
     /// Copies to host memory that are still to be made.
     down: Vec<Upload>,
+    /// Copies by a guess that are still to be made, and guesses that are to be judged.
+    guessed: Vec<Upload>,
+    guesses: Vec<UnitId>,
+    /// Bytes that a layer lacked lately, on average.
+    missing_bytes: f64,
     /// Units whose copies are under way, or about to be: they change places once those are done.
     rising: Vec<UnitId>,
     sinking: Vec<UnitId>,
@@ -128,6 +138,9 @@ impl Device {
             coming: Vec::new(),
             coming_experts: Vec::new(),
             down: Vec::new(),
+            guessed: Vec::new(),
+            guesses: Vec::new(),
+            missing_bytes: 0.0,
             rising: Vec::new(),
             sinking: Vec::new(),
             victims: Vec::new(),
@@ -144,12 +157,78 @@ impl Device {
             self.table.abandon(unit);
         }
         self.down.clear();
+        self.guessed.clear();
+        self.guesses.clear();
         self.rising.clear();
         self.table.release_all();
     }
 }
 
 impl Streamer {
+    /// Whether looking ahead can save more than it takes: where host memory has everything, so that
+    /// nothing that is copied from is overwritten, and layers lack something worth the while.
+    pub(super) fn is_worth_looking(&self) -> bool {
+        let lacks =
+            |device: &Device| device.missing_bytes > LOOKING_S * self.copy_bytes_per_s;
+        self.reuses_host_slots || self.device.as_ref().is_none_or(lacks)
+    }
+
+    /// Begins to copy those of `experts` that are missing on the device and lie in host memory.
+    pub(super) fn guess_on_device(&mut self, layer: u32, experts: &[u32]) {
+        let (Some(device), Some(table)) = (&mut self.device, &mut self.table) else { return };
+        let Some(source) = self.sources.layers.get(layer as usize) else { return };
+        for &expert in experts {
+            let unit = UnitId { layer, expert };
+            if device.table.lookup(unit).is_some() {
+                device.table.hold(unit);
+                continue;
+            }
+            let all = source.parts.iter().fold(Parts::EMPTY, |all, p| all | bit(p.part));
+            let known = table.lookup(unit).filter(|(_, ready)| ready.contains(all));
+            let Some((host_slot, _)) = known.filter(|_| !self.reuses_host_slots) else { continue };
+            if device.table.available(layer) <= experts.len() {
+                break;
+            }
+            let grant = device.table.speculate(unit, Parts::ALL, Claim::Expected);
+            let Some(grant) = grant else { break };
+            device.guesses.push(unit);
+            self.ahead.stats.begun += 1;
+            for part in &source.parts {
+                let (part, bytes) = (part.part, part.slice_bytes as u64);
+                let (host_slot, slot) = (host_slot.0, grant.slot.0);
+                device.guessed.push(Upload { is_down: false, layer, part, host_slot, slot });
+                device.table.filled(unit, bit(part));
+                self.device_stats.get_or_insert_default().copied_bytes += bytes;
+            }
+            device.table.hold(unit);
+        }
+    }
+
+    /// The router of `layer` has chosen.
+    pub(super) fn judge_on_device(&mut self, layer: u32, chosen: &[u32]) {
+        let Some(device) = &mut self.device else { return };
+        device.table.let_go(layer);
+        let source = self.sources.layers.get(layer as usize);
+        let bytes: f64 =
+            source.map_or(0.0, |s| s.parts.iter().map(|p| p.slice_bytes as f64).sum());
+        for unit in std::mem::take(&mut device.guesses) {
+            if unit.layer == layer {
+                let is_right = chosen.binary_search(&unit.expert).is_ok();
+                self.ahead.judge(is_right);
+                // It would be missing now.
+                device.missing_bytes += if is_right { bytes / MISSING_WINDOW } else { 0.0 };
+                self.ahead.stats.begun_right += u64::from(is_right);
+                self.ahead.stats.in_time += u64::from(is_right);
+            }
+        }
+    }
+
+    pub(super) fn take_guessed(&mut self, copies: &mut Vec<Upload>) {
+        if let Some(device) = &mut self.device {
+            copies.append(&mut device.guessed);
+        }
+    }
+
     /// Nothing is copied any more: what went up leaves host memory, and what went down is there.
     pub(super) fn settle_places(&mut self) {
         let (Some(device), Some(table)) = (&mut self.device, &mut self.table) else { return };
@@ -216,6 +295,19 @@ impl Streamer {
             .table
             .acquire(layer, experts, parts, &mut device.grants)
             .map_err(|error| ResidencyError::Internal(error.to_string()))?;
+        let source = self.sources.layers.get(layer as usize);
+        let slice = |part: u8| {
+            let found = source.and_then(|s| s.parts.iter().find(|p| p.part == part));
+            found.map_or(0.0, |p| p.slice_bytes as f64)
+        };
+        let missing: f64 = device
+            .grants
+            .iter()
+            .map(|grant| {
+                (0..8).filter(|&p| grant.fill.contains(bit(p))).map(slice).sum::<f64>()
+            })
+            .sum();
+        device.missing_bytes += (missing - device.missing_bytes) / MISSING_WINDOW;
         let stats = self.device_stats.get_or_insert_default();
         for grant in &device.grants {
             slots.push(grant.slot.0);

@@ -104,6 +104,8 @@ pub(crate) struct Streamer {
     device_ring: Option<DeviceRing>,
     /// Whether and when the CPU computes experts in place.
     assist: Option<AssistCost>,
+    /// Of the link to the device; 0 if there is none.
+    copy_bytes_per_s: f64,
     admission_turn: u64,
     /// `None` where the CPU computes.
     device_stats: Option<DeviceStats>,
@@ -189,6 +191,7 @@ impl Streamer {
             device,
             device_ring,
             assist: None,
+            copy_bytes_per_s: 0.0,
             admission_turn: 0,
             device_stats: is_staged.then(DeviceStats::default),
             host_in_use: false,
@@ -235,6 +238,11 @@ impl Streamer {
             }
         }
         self.history = Some(file);
+    }
+
+    /// What is known of the link to the device.
+    pub(crate) fn set_link(&mut self, bytes_per_s: f64) {
+        self.copy_bytes_per_s = bytes_per_s;
     }
 
     /// The CPU computes experts in place where that is sooner than copying them.

@@ -101,6 +101,28 @@ impl Residency for Streamer {
         self.device.as_ref().and_then(ready).is_some_and(|(_, ready)| ready.contains(wanted))
     }
 
+    fn device_slots(
+        &self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        slots: &mut Vec<u32>,
+    ) -> bool {
+        let Some(device) = &self.device else { return false };
+        let parts = Parts::from_bits(parts);
+        let before = slots.len();
+        for &expert in experts {
+            match device.table.lookup(UnitId { layer, expert }) {
+                Some((slot, ready)) if ready.contains(parts) => slots.push(slot.0),
+                _ => {
+                    slots.truncate(before);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
     fn device_experts(
         &mut self,
         layer: u32,
@@ -112,6 +134,10 @@ impl Residency for Streamer {
             self.groups += 1;
         }
         self.want_on_device(layer, experts, parts, slots)
+    }
+
+    fn guessed(&mut self, copies: &mut Vec<Upload>) {
+        self.take_guessed(copies);
     }
 
     fn host_share(&mut self, layer: u32, experts: &[u32], host: &mut Vec<u32>) {
@@ -188,7 +214,8 @@ impl Residency for Streamer {
     }
 
     fn look_ahead(&self, n_tokens: usize) -> u32 {
-        if self.table.is_some() { self.ahead.layers(n_tokens) } else { 0 }
+        let is_worth = self.table.is_some() && self.is_worth_looking();
+        if is_worth { self.ahead.layers(n_tokens) } else { 0 }
     }
 
     fn predicted(&mut self, layer: u32, scores: &[f32], n_used: usize) {
@@ -267,7 +294,10 @@ impl Residency for Streamer {
             // The read is done again, and fails again, when its bytes are needed.
             tracing::debug!("reading ahead: {error}");
         }
-        self.publish();
+        // Beside a GPU every microsecond between its layers counts.
+        if self.device_stats.is_none() {
+            self.publish();
+        }
     }
 
     fn end(&mut self) -> Result<(), ResidencyError> {

@@ -165,6 +165,20 @@ pub trait Residency: Send {
         false
     }
 
+    /// Appends the slots of `experts` on the device, if all of `parts` of all of them are there;
+    /// else false, and nothing is appended. What is used so is booked by
+    /// [`Residency::device_experts`] afterwards, before anything else is asked.
+    fn device_slots(
+        &self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        slots: &mut Vec<u32>,
+    ) -> bool {
+        let _ = (layer, experts, parts, slots);
+        false
+    }
+
     /// Begins to bring `parts` of each of `experts` (distinct) to the device's own memory, and
     /// appends their slots there. They can be used after [`Residency::uploads`] has ended and its
     /// copies are done.
@@ -197,6 +211,11 @@ pub trait Residency: Send {
     ) -> Result<Option<MatrixPlace>, ResidencyError> {
         let _ = (index, copies);
         Err(ResidencyError::Internal("this residency knows no device".into()))
+    }
+
+    /// For a device with memory of its own: appends the copies that [`Residency::predicted`] led to.
+    fn guessed(&mut self, copies: &mut Vec<Upload>) {
+        let _ = copies;
     }
 
     /// For a device with memory of its own, before [`Residency::device_experts`]: appends those of

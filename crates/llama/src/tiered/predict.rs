@@ -22,18 +22,18 @@ const STEPS_MAX: usize = 32;
 /// The router of one layer, as it stands in the graph.
 pub(super) struct Router {
     /// `[n_embd, n_expert]`.
-    weight: *mut Tensor,
+    pub(super) weight: *mut Tensor,
     /// What it is multiplied with, `[n_embd, n_tokens]`.
-    input: *mut Tensor,
+    pub(super) input: *mut Tensor,
     /// The weights of the norm that made the input, `[n_embd]`, if that is what made it.
-    norm: Option<*mut Tensor>,
+    pub(super) norm: Option<*mut Tensor>,
     /// What happens to the product before the choice, last step first.
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
 }
 
 /// A step that may change the order of experts.
-#[derive(Clone, Copy)]
-enum Step {
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step {
     /// A bias per expert.
     Add(*mut Tensor),
     Sigmoid,
@@ -84,7 +84,7 @@ impl Router {
     }
 
     /// Experts that it chooses among.
-    fn n_experts(&self) -> usize {
+    pub(super) fn n_experts(&self) -> usize {
         // SAFETY: a tensor of the live graph that the router was found in.
         unsafe { graph::dim(self.weight, 1) }
     }
@@ -138,12 +138,7 @@ impl Guesses {
         let n_experts = there.n_experts();
         // SAFETY: the caller's promise.
         unsafe {
-            let fits = graph::base(x) == graph::base(here.input)
-                && (*here.input).type_ == sys::GGML_TYPE_F32
-                && (&(*here.input).ne)[0] == (&(*there.weight).ne)[0]
-                && sys::ggml_is_contiguous(here.input)
-                && n_experts > 0;
-            if !fits {
+            if !fits(here, there, x) {
                 return Ok(&self.scores);
             }
             self.logits(context, (now, here), (later, there))?;
@@ -184,9 +179,7 @@ impl Guesses {
                 let (mut below, mut above) = (Vec::new(), Vec::new());
                 read_f32(context, from, &mut below);
                 read_f32(context, to, &mut above);
-                let ratio = above.iter().zip(&below);
-                let ratio = ratio.map(|(a, b)| if b.abs() > 1e-6 { a / b } else { 0.0 });
-                self.ratios.insert((now, later), ratio.collect());
+                self.ratios.insert((now, later), ratio_of(&above, &below));
             }
             let ctx = Descriptions::new()?;
             let c = ctx.as_ptr();
@@ -219,8 +212,30 @@ impl Guesses {
     }
 }
 
+/// Whether what the experts of one layer read is what its router read, and another router can read.
+///
+/// # Safety
+/// `x` and the routers' tensors are alive.
+pub(super) unsafe fn fits(here: &Router, there: &Router, x: *mut Tensor) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        graph::base(x) == graph::base(here.input)
+            && (*here.input).type_ == sys::GGML_TYPE_F32
+            && (&(*here.input).ne)[0] == (&(*there.weight).ne)[0]
+            && sys::ggml_is_contiguous(here.input)
+            && there.n_experts() > 0
+    }
+}
+
+/// What an input is to be multiplied with that was scaled by the weights `below` of one norm, to be
+/// scaled by those of another.
+pub(super) fn ratio_of(above: &[f32], below: &[f32]) -> Vec<f32> {
+    let ratio = above.iter().zip(below);
+    ratio.map(|(a, b)| if b.abs() > 1e-6 { a / b } else { 0.0 }).collect()
+}
+
 /// Reads a contiguous tensor of f32 through the wrapped backend.
-unsafe fn read_f32(context: &BackendContext, tensor: *mut Tensor, out: &mut Vec<f32>) {
+pub(super) unsafe fn read_f32(context: &BackendContext, tensor: *mut Tensor, out: &mut Vec<f32>) {
     // SAFETY: the tensor is computed, or a weight; `out` has room for all of it.
     unsafe {
         let n = usize::try_from(sys::ggml_nelements(tensor)).unwrap_or(0);

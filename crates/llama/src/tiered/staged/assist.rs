@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
-use super::super::compute::{Stop, Use};
+use super::super::compute::Stop;
 use super::super::device::Stream;
 use super::super::passes::Descriptions;
 use super::super::{StreamKind, graph};
@@ -94,7 +94,6 @@ impl Walk<'_> {
         &mut self,
         layer: u32,
         ids: *mut Tensor,
-        uses: &[Use],
     ) -> Result<Option<Shared>, Stop> {
         if self.stage.assist.is_none() {
             return Ok(None);
@@ -104,7 +103,7 @@ impl Walk<'_> {
             if graph::dim(ids, 1) != 1 {
                 return Ok(None);
             }
-            let Some(mut shared) = self.recognise(layer, ids, uses) else { return Ok(None) };
+            let Some(mut shared) = self.recognise(layer, ids) else { return Ok(None) };
             let x = (*shared.gate).src[1];
             let bytes = sys::ggml_nbytes(x);
             let Some(assist) = &mut self.stage.assist else { return Ok(None) };
@@ -118,10 +117,10 @@ impl Walk<'_> {
     }
 
     /// The products of a layer and the gate between them, if that is all there is.
-    unsafe fn recognise(&self, layer: u32, ids: *mut Tensor, uses: &[Use]) -> Option<Shared> {
+    unsafe fn recognise(&self, layer: u32, ids: *mut Tensor) -> Option<Shared> {
         let node_of = |wanted: u8| {
             let mut found =
-                uses.iter().filter(|u| u.kind == StreamKind::Experts { layer, part: wanted });
+                self.uses.iter().filter(|u| u.kind == StreamKind::Experts { layer, part: wanted });
             let node = found.next()?.node;
             found.next().is_none().then_some(node)
         };

@@ -14,6 +14,7 @@
 //! what is in use is not given away. Small tables are written from pinned memory that is free
 //! again after the next wait.
 
+mod ahead;
 mod assist;
 mod matrices;
 mod passes;
@@ -26,7 +27,9 @@ use llama_cpp_sys_2 as sys;
 
 pub(super) use stage::Stage;
 
+use self::ahead::Asked;
 use self::assist::Shared;
+use super::predict::Router;
 use super::compute::{self, Restore, STOPPED, Stop, Use};
 use super::device::{BackendContext, Stream};
 use super::{Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
@@ -63,8 +66,12 @@ pub(super) unsafe fn graph(
             restore: Restore::default(),
             layer: None,
             has_matrices: false,
+            deferred: None,
+            uses: &uses,
+            routers: None,
+            asked: None,
         };
-        walk.run(&uses)
+        walk.run()
     }
 }
 
@@ -127,6 +134,12 @@ struct Walk<'a> {
     layer: Option<Layer>,
     /// Whether matrices pass through the ring: then nodes read other addresses each time.
     has_matrices: bool,
+    /// A layer whose experts were all there: it was launched first, and is to be booked.
+    deferred: Option<u32>,
+    uses: &'a [Use],
+    routers: Option<Vec<(u32, Option<Router>)>>,
+    /// What the next layer will probably need.
+    asked: Option<Asked>,
 }
 
 /// The expert layer that the walk is in.
@@ -145,7 +158,8 @@ struct Layer {
 impl Walk<'_> {
     /// # Safety
     /// As [`graph`].
-    unsafe fn run(mut self, uses: &[Use]) -> Result<(), Stop> {
+    unsafe fn run(mut self) -> Result<(), Stop> {
+        let uses = self.uses;
         // SAFETY: as above.
         unsafe {
             // What an interrupted computation left under way ends before its slots are given away.
@@ -169,7 +183,7 @@ impl Walk<'_> {
                 }
                 match usage.kind {
                     StreamKind::Experts { layer, part } => {
-                        self.experts(usage.node, layer, part, uses)?;
+                        self.experts(usage.node, layer, part)?;
                     }
                     StreamKind::Matrix { index } => self.matrix(usage.node, index)?,
                     StreamKind::Rows => {
@@ -178,6 +192,7 @@ impl Walk<'_> {
                 }
             }
             self.launch_to(self.nodes.len())?;
+            self.book()?;
             self.stream.residency.end()?;
             Ok(())
         }
@@ -204,13 +219,13 @@ impl Walk<'_> {
         unsafe { launch(self.context, self.graph, (from, end), !self.has_matrices) }
     }
 
-    unsafe fn experts(&mut self, i: usize, layer: u32, part: u8, uses: &[Use]) -> Result<(), Stop> {
+    unsafe fn experts(&mut self, i: usize, layer: u32, part: u8) -> Result<(), Stop> {
         // SAFETY: node `i` is a MUL_MAT_ID: its third source are the ids.
         unsafe {
             let node = self.nodes[i];
             let ids = (*node).src[2];
             if self.layer.as_ref().is_none_or(|l| l.layer != layer || l.ids != ids) {
-                self.enter_layer(i, layer, ids, uses)?;
+                self.enter_layer(i, layer, ids)?;
             }
             let Some(state) = &self.layer else {
                 return Err(Stop::Internal("no layer".into()));
@@ -240,22 +255,19 @@ impl Walk<'_> {
     /// The router of a layer is known once everything before node `i` is computed: reads its
     /// choice, and sees to it that the chosen experts are in the device's slots before what is
     /// launched next.
-    unsafe fn enter_layer(
-        &mut self,
-        i: usize,
-        layer: u32,
-        ids: *mut Tensor,
-        uses: &[Use],
-    ) -> Result<(), Stop> {
+    unsafe fn enter_layer(&mut self, i: usize, layer: u32, ids: *mut Tensor) -> Result<(), Stop> {
         // SAFETY: as `run`; `ids` is alive and computed before what we read of it.
         unsafe {
             self.launch_to(i)?;
             let bytes = sys::ggml_nbytes(ids);
             let raw = self.stage.raw(bytes)?;
             sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
-            let mut shared = self.read_input(layer, ids, uses)?;
+            let mut shared = self.read_input(layer, ids)?;
+            // While the device computes.
+            self.book()?;
+            self.copy_ahead(layer)?;
             self.wait();
-            self.stream.residency.computed();
+            let x = (*self.nodes[i]).src[1];
             let raw = std::slice::from_raw_parts(raw, bytes);
             let Stream { memory, residency, scratch } = &mut *self.stream;
             graph::table(ids, raw, &mut scratch.ids);
@@ -267,12 +279,24 @@ impl Walk<'_> {
             scratch.needed.extend(scratch.ids.iter().map(|&id| id.unsigned_abs()));
             scratch.needed.sort_unstable();
             scratch.needed.dedup();
+            let parts = memory.parts_of_layer(layer);
+            scratch.slots.clear();
+            if residency.device_slots(layer, &scratch.needed, parts, &mut scratch.slots) {
+                if n_tokens == 1 {
+                    self.ask_ahead(layer, n_used, x)?;
+                }
+                self.stage.compute_after_admission(self.context, layer);
+                let remapped = self.remap(layer, n_used, n_tokens)?;
+                self.deferred = Some(layer);
+                let (fits, shared) = (true, None);
+                self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped, shared });
+                return Ok(());
+            }
+            residency.computed();
             residency.routed(layer, Routing { ids: &scratch.ids, n_used });
             let fits = scratch.needed.len() <= residency.device_capacity(layer);
             let mut remapped = std::ptr::null_mut();
             if fits {
-                scratch.slots.clear();
-                let parts = memory.parts_of_layer(layer);
                 if let Some(shared) = &mut shared {
                     residency.host_share(layer, &scratch.needed, &mut shared.experts);
                     let host = &shared.experts;
@@ -280,8 +304,16 @@ impl Walk<'_> {
                 }
                 let slots = &mut scratch.slots;
                 residency.device_experts(layer, &scratch.needed, parts, slots)?;
-                upload(self.context, self.stage, memory, residency.as_mut())?;
+                let any = begin_uploads(self.stage, memory, residency.as_mut())?;
+                // Before what waits for the copies.
+                if n_tokens == 1 {
+                    self.ask_ahead(layer, n_used, x)?;
+                }
+                if any {
+                    self.stage.compute_after_copies(self.context);
+                }
                 self.stage.compute_after_admission(self.context, layer);
+                let residency = &mut self.stream.residency;
                 if let Some(shared) = &mut shared {
                     let Shared { experts, slots, .. } = shared;
                     residency.experts(layer, experts, parts, slots)?;
@@ -292,6 +324,18 @@ impl Walk<'_> {
             self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped, shared });
             Ok(())
         }
+    }
+
+    /// Books the choice of a layer that was launched at once.
+    fn book(&mut self) -> Result<(), Stop> {
+        let (Some(layer), Some(state)) = (self.deferred.take(), &self.layer) else { return Ok(()) };
+        let Stream { memory, residency, scratch } = &mut *self.stream;
+        residency.computed();
+        residency.routed(layer, Routing { ids: &scratch.ids, n_used: state.n_used });
+        scratch.slots.clear();
+        let parts = memory.parts_of_layer(layer);
+        residency.device_experts(layer, &scratch.needed, parts, &mut scratch.slots)?;
+        Ok(())
     }
 
     /// Tells the device which slot each expert of the choice has.
@@ -339,6 +383,24 @@ unsafe fn upload(
     memory: &StreamMemory,
     residency: &mut dyn Residency,
 ) -> Result<(), Stop> {
+    // SAFETY: the caller's promise; live backends and an event of their device.
+    unsafe {
+        if begin_uploads(stage, memory, residency)? {
+            stage.compute_after_copies(context);
+        }
+    }
+    Ok(())
+}
+
+/// As [`upload`], without letting the compute stream wait; whether there are any.
+///
+/// # Safety
+/// As [`upload`].
+unsafe fn begin_uploads(
+    stage: &mut Stage,
+    memory: &StreamMemory,
+    residency: &mut dyn Residency,
+) -> Result<bool, Stop> {
     let mut any = false;
     let mut copies = std::mem::take(&mut stage.copies);
     let result = loop {
@@ -363,11 +425,7 @@ unsafe fn upload(
         }
     };
     stage.copies = copies;
-    if any {
-        // SAFETY: live backends and an event of their device.
-        unsafe { stage.compute_after_copies(context) };
-    }
-    result
+    result.map(|()| any)
 }
 
 /// Puts one copy into the copy stream.

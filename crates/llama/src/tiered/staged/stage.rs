@@ -8,6 +8,7 @@ use llama_cpp_sys_2 as sys;
 use super::super::compute::Stop;
 use super::super::device::BackendContext;
 use super::super::{MatrixUpload, Upload};
+use super::ahead::Ahead;
 use super::assist::Assist;
 use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
 use crate::threads::Threadpool;
@@ -45,6 +46,7 @@ pub(in super::super) struct Stage {
     /// Likewise.
     pub(super) matrices: Vec<MatrixUpload>,
     zeros: Pinned,
+    pub(super) ahead: Ahead,
 }
 
 // SAFETY: used under a mutex, by the computing thread.
@@ -76,6 +78,7 @@ impl Stage {
                 copies: Vec::new(),
                 matrices: Vec::new(),
                 zeros: Pinned::new(device),
+                ahead: Ahead::new(device),
             })
         }
     }
