@@ -9,6 +9,10 @@ PREFIX ?= $(HOME)/.local
 # Everything is built in one profile and always for the whole workspace, so that llama.cpp, minutes
 # of C++, is built once and shared by the binaries, the tests and the lints.
 ALL := --release --workspace
+# `make build FEATURES=cuda` or metal: GPUs, compiled in.
+ifdef FEATURES
+ALL += --features $(FEATURES:%=hypura/%)
+endif
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
 # Rust that setup.sh has just installed is not in the caller's PATH yet.

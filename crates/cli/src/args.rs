@@ -300,6 +300,10 @@ pub(crate) struct RunArgs {
     /// Load with llama.cpp's own loader and nothing of ours, to compare with
     #[arg(long, value_enum, hide = true)]
     pub(crate) baseline: Option<BaselineArg>,
+
+    /// With a GPU, let llama.cpp's own loader leave all experts to the CPU
+    #[arg(long, hide = true, requires = "baseline")]
+    pub(crate) baseline_experts_on_cpu: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

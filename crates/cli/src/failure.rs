@@ -101,6 +101,9 @@ impl Failure {
             return Some(match error {
                 LoadError::Plan(_)
                 | LoadError::BudgetTooSmall { .. }
+                | LoadError::GpuBudgetTooSmall { .. }
+                | LoadError::Gpu(_)
+                | LoadError::HotOnGpu
                 | LoadError::ResidentTooLarge { .. }
                 | LoadError::HotLayout
                 | LoadError::HotBaseline => Failure::Usage,
@@ -218,16 +221,23 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
 
 /// A budget that is too small, with sizes that can be typed.
 fn budget_sentence(error: &LoadError) -> Option<String> {
+    let of_model = |n_ctx: u32| format!("this model with a context of {n_ctx} tokens");
+    let of_buffers = || "this model's buffers".to_owned();
     let (option, what, budget_bytes, needed_bytes) = match error {
         LoadError::Plan(PlanError::BudgetTooSmall { smallest_bytes, budget_bytes, n_ctx }) => {
-            let what = format!("this model with a context of {n_ctx} tokens");
-            ("memory", what, budget_bytes, smallest_bytes)
+            ("memory", of_model(*n_ctx), budget_bytes, smallest_bytes)
+        }
+        LoadError::Plan(PlanError::GpuBudgetTooSmall { smallest_bytes, budget_bytes, n_ctx }) => {
+            ("gpu-memory", of_model(*n_ctx), budget_bytes, smallest_bytes)
         }
         LoadError::Plan(PlanError::WeightsBudgetTooSmall { smallest_bytes, budget_bytes }) => {
             ("weights-memory", "this model".to_owned(), budget_bytes, smallest_bytes)
         }
         LoadError::BudgetTooSmall { needed_bytes, budget_bytes } => {
-            ("memory", "this model's buffers".to_owned(), budget_bytes, needed_bytes)
+            ("memory", of_buffers(), budget_bytes, needed_bytes)
+        }
+        LoadError::GpuBudgetTooSmall { needed_bytes, budget_bytes } => {
+            ("gpu-memory", of_buffers(), budget_bytes, needed_bytes)
         }
         LoadError::ResidentTooLarge { needed_bytes } => {
             return Some(format!(
@@ -237,9 +247,13 @@ fn budget_sentence(error: &LoadError) -> Option<String> {
         }
         _ => return None,
     };
-    let smaller = if option == "memory" { ", or a smaller --ctx" } else { "" };
+    let (of_gpu, otherwise) = match option {
+        "memory" => ("", ", or a smaller --ctx"),
+        "gpu-memory" => (" of GPU memory", ", a smaller --ctx, or --gpu off"),
+        _ => ("", ""),
+    };
     Some(format!(
-        "{} is too small for {what}; use --{option} {} or more{smaller}",
+        "{}{of_gpu} is too small for {what}; use --{option} {} or more{otherwise}",
         size::show(*budget_bytes),
         size::show_enough(*needed_bytes),
     ))
@@ -272,5 +286,16 @@ mod tests {
             "1.00 MiB is too small for this model with a context of 2048 tokens; \
              use --memory 64.9MiB or more, or a smaller --ctx"
         );
+        let plan =
+            PlanError::GpuBudgetTooSmall { smallest_bytes, budget_bytes: 1 << 20, n_ctx: 2048 };
+        let error = LoadError::Plan(plan).into();
+        assert_eq!(
+            sentence(&error),
+            "1.00 MiB of GPU memory is too small for this model with a context of 2048 tokens; \
+             use --gpu-memory 64.9MiB or more, a smaller --ctx, or --gpu off"
+        );
+        assert_eq!(Failure::of(&error), Failure::Usage);
+        let error = LoadError::GpuBudgetTooSmall { needed_bytes: smallest_bytes, budget_bytes: 7 };
+        assert_eq!(Failure::of(&error.into()), Failure::Usage);
     }
 }

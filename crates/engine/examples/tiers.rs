@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Keys of a case: `name`; `gpu` (off, auto, a name); `baseline` (read, or experts: llama.cpp's own
-//! loader, with the experts on the CPU); `slots` (experts of a layer on the GPU); `gpu-memory`,
+//! loader, with the experts on the CPU);
+//! `source` (mmap: of a baseline); `slots` (experts of a layer on the GPU); `gpu-memory`,
 //! `memory`, `weights` (MiB); `threads`; `ubatch`; `rounds`; `tokens`; `warm` (rounds before);
 //! `prompts` (lengths, divided by `/`); `assist` (1: the CPU computes
 //! in place); `speculate` (0: no guesses); `trace` (a file); `dump` (a file for the logits
@@ -96,6 +97,9 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
     }
     let begin = Instant::now();
     let mut loaded = match case.text("baseline") {
+        Some(_) if case.text("source") == Some("mmap") => {
+            load_baseline(path, llama::plain::Source::Mmap, &options, &mut |_| true)
+        }
         Some(_) => load_baseline(path, llama::plain::Source::Read, &options, &mut |_| true),
         None => load(path, &options, &mut |_| true),
     }
@@ -177,6 +181,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
     let warm = usize::try_from(warm).unwrap_or(0);
     let n = (rounds * n_tokens).max(1);
     let now = loaded.stream_stats();
+    let wait = (now.read_wait - before.read_wait).as_secs_f64() * 1e3;
     let device = now.device.unwrap_or_default();
     let old = before.device.unwrap_or_default();
     let plan = &loaded.plan;
@@ -198,6 +203,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "in_place": (device.computed_in_place - old.computed_in_place) as f64 / n as f64,
         "host_hits": (device.host_hits - old.host_hits) as f64 / n as f64,
         "read_bytes_per_token": (now.read_bytes - before.read_bytes) / n,
+        "read_wait_ms_per_token": wait / n as f64,
         "n_ubatch": plan.n_ubatch,
         "gpu_slots": plan.gpu.as_ref().map(|gpu| &gpu.slots),
         "gpu_bytes": plan.gpu.as_ref().map(|gpu| gpu.bytes),
@@ -211,6 +217,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
 /// Counts what lies between two moments as if it had been before `base`.
 fn add_back(base: &mut StreamStats, from: &StreamStats, to: &StreamStats) {
     base.read_bytes += to.read_bytes - from.read_bytes;
+    base.read_wait += to.read_wait - from.read_wait;
     if let (Some(base), Some(from), Some(to)) = (&mut base.device, from.device, to.device) {
         base.copied_bytes += to.copied_bytes - from.copied_bytes;
         base.lookups += to.lookups - from.lookups;

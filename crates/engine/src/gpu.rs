@@ -1,10 +1,14 @@
 //! The GPU that computes: which one, and how much of its memory.
 
+use std::path::Path;
+
 use hypura_gguf as gguf;
-use hypura_llama::{Gpu, GpuError};
+use hypura_llama::{self as llama, Gpu, GpuError};
 use hypura_plan::{self as plan, BandwidthPoint, GpuRates, GpuRequest, Plan};
 
-use crate::machine::Survey;
+use hypura_profile::{GpuSpeed, Profile, keep_gpu};
+
+use crate::machine::{self, Survey, library, now_unix_s};
 use crate::options::{LoadError, LoadOptions};
 use crate::stream::AssistCost;
 
@@ -31,7 +35,12 @@ pub(crate) struct Chosen {
     pub(crate) gpu: Gpu,
     /// Bytes of its memory.
     pub(crate) budget_bytes: u64,
+    /// How fast it is, if that was measured.
+    speed: Option<GpuSpeed>,
 }
+
+/// A measurement that is older is made again, in seconds.
+const SPEED_AGE_MAX_S: u64 = 30 * 24 * 60 * 60;
 
 impl Chosen {
     /// The GPU that was asked for; `None` without one.
@@ -56,16 +65,65 @@ impl Chosen {
         if budget_bytes > free && !gpu.is_emulated() && budget_bytes < 1 << 60 {
             tracing::warn!("the GPU memory budget is more than the {} MiB free now", free >> 20);
         }
-        Ok(Some(Chosen { gpu, budget_bytes }))
+        Ok(Some(Chosen { gpu, budget_bytes, speed: None }))
     }
 
-    pub(crate) fn request(&self) -> GpuRequest {
-        GpuRequest { memory_bytes: self.budget_bytes }
+    /// What it has memory of its own for; `None` if it computes with ours.
+    pub(crate) fn request(&self) -> Option<GpuRequest> {
+        (!self.gpu.is_unified()).then_some(GpuRequest { memory_bytes: self.budget_bytes })
     }
 
-    /// What is known of its speed without measuring.
-    pub(crate) fn rates(&self) -> GpuRates {
+    /// Of a GPU that computes with our memory: what of it it can use, in bytes.
+    pub(crate) fn working_set_bytes(&self) -> Option<u64> {
+        self.gpu.is_unified().then_some(self.budget_bytes)
+    }
+
+    /// Finds out how fast it is, the first time and then every month; it takes a second.
+    pub(crate) fn measure(&mut self, profile: &mut Profile, cache_dir: &Path) {
+        let (library, now) = (library(), now_unix_s());
+        let is_it = |speed: &&GpuSpeed| {
+            (&speed.library, &speed.name, &speed.description)
+                == (&library, &self.gpu.name, &self.gpu.description)
+                && now.checked_sub(speed.taken_unix_s).is_some_and(|age| age <= SPEED_AGE_MAX_S)
+        };
+        self.speed = profile.gpus.iter().find(is_it).cloned();
+        if self.speed.is_some() || self.gpu.is_emulated() || self.gpu.is_unified() {
+            return;
+        }
+        match llama::calibrate::gpu(&self.gpu) {
+            Ok(measured) => {
+                let speed = GpuSpeed {
+                    library,
+                    name: self.gpu.name.clone(),
+                    description: self.gpu.description.clone(),
+                    host_to_device: measured.host_to_device,
+                    device_to_host_bytes_per_s: measured.device_to_host_bytes_per_s,
+                    decode_bytes_per_s: measured.decode_bytes_per_s,
+                    prompt_flops_per_s: measured.prompt_flops_per_s,
+                    taken_unix_s: now,
+                };
+                if let Err(error) = keep_gpu(cache_dir, profile, speed.clone()) {
+                    tracing::debug!("{error}");
+                }
+                self.speed = Some(speed);
+            }
+            Err(error) => tracing::debug!("the GPU was not measured: {error}"),
+        }
+    }
+
+    /// What is known of its speed.
+    fn rates(&self) -> GpuRates {
         let mut rates = GpuRates { name: self.gpu.description.clone(), ..GpuRates::default() };
+        if let Some(speed) = &self.speed {
+            let point = |&(read_bytes, bytes_per_s): &(u64, f64)| BandwidthPoint {
+                read_bytes,
+                depth: 1,
+                bytes_per_s,
+            };
+            rates.host_to_device = speed.host_to_device.iter().map(point).collect();
+            rates.memory_bytes_per_s = speed.decode_bytes_per_s;
+            rates.prompt_flops_per_s = speed.prompt_flops_per_s;
+        }
         if self.gpu.is_emulated() {
             // Slow, so that there is a reason for everything that a slow link is a reason for.
             let bytes_per_s = 1e9;
@@ -79,13 +137,19 @@ impl Chosen {
 impl Survey {
     /// With a GPU that computes.
     pub(crate) fn with_gpu(mut self, chosen: Option<Chosen>) -> Survey {
-        self.machine.gpu = chosen.as_ref().map(Chosen::rates);
+        self.machine.gpu =
+            chosen.as_ref().filter(|chosen| !chosen.gpu.is_unified()).map(Chosen::rates);
         self.gpu = chosen;
         self
     }
 
     pub(crate) fn gpu(&self) -> Option<&Gpu> {
         self.gpu.as_ref().map(|chosen| &chosen.gpu)
+    }
+
+    /// The GPU, if it has memory of its own.
+    pub(crate) fn discrete_gpu(&self) -> Option<&Gpu> {
+        self.gpu().filter(|gpu| !gpu.is_unified())
     }
 }
 
@@ -170,4 +234,22 @@ pub(crate) fn assist_cost(
         compute_s_per_byte: 1.0 / decode,
         fixed_s: ASSIST_S,
     })
+}
+
+/// Surveys this machine for a model, with the GPU that was asked for.
+///
+/// # Errors
+/// As [`Chosen::of`].
+pub(crate) fn survey(
+    path: &Path,
+    options: &LoadOptions,
+    is_hot: bool,
+) -> Result<Survey, LoadError> {
+    let dir = options.profile_dir.as_deref();
+    let (surveyed, profile) = machine::survey_with(path, dir, options.threads, false);
+    let mut chosen = Chosen::of(options, is_hot)?;
+    if let (Some(chosen), Some(mut profile), Some(dir)) = (&mut chosen, profile, dir) {
+        chosen.measure(&mut profile, dir);
+    }
+    Ok(surveyed.with_gpu(chosen))
 }

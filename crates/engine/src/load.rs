@@ -77,10 +77,10 @@ pub fn load(
     let begin = Instant::now();
     let opened = Opened::open(path)?;
     opened.check(options.layout)?;
-    let surveyed = machine::survey(path, options.profile_dir.as_deref(), options.threads);
-    let chosen = Chosen::of(options, opened.hot().is_some())?;
-    let has_gpu = chosen.is_some();
-    match load_on(path, opened, surveyed.clone().with_gpu(chosen), options, progress, begin) {
+    let surveyed = gpu::survey(path, options, opened.hot().is_some())?;
+    let has_gpu = surveyed.gpu().is_some();
+    let without = surveyed.clone().with_gpu(None);
+    match load_on(path, opened, surveyed, options, progress, begin) {
         Err(LoadError::Plan(PlanError::GpuBudgetTooSmall { smallest_bytes, .. }))
             if has_gpu && options.gpu == GpuChoice::Auto && options.gpu_memory_bytes.is_none() =>
         {
@@ -89,7 +89,7 @@ pub fn load(
                 "the GPU has too little free memory for this model ({smallest_mib} MiB are \
                  needed): the CPU computes"
             );
-            load_on(path, Opened::open(path)?, surveyed, options, progress, begin)
+            load_on(path, Opened::open(path)?, without, options, progress, begin)
         }
         other => other,
     }
@@ -204,9 +204,7 @@ pub fn free_bytes(path: &Path, options: &LoadOptions) -> u64 {
 /// As [`load`], as far as the plan goes.
 pub fn plan_only(path: &Path, options: &LoadOptions) -> Result<(gguf::Model, Plan), LoadError> {
     let opened = Opened::open(path)?;
-    let surveyed = machine::survey(path, options.profile_dir.as_deref(), options.threads);
-    let chosen = Chosen::of(options, opened.hot().is_some())?;
-    let surveyed = surveyed.with_gpu(chosen);
+    let surveyed = gpu::survey(path, options, opened.hot().is_some())?;
     let model = opened.into_model();
     let plan = make_plan(&model, &surveyed, options, &[])?;
     Ok((model, plan))
@@ -253,10 +251,13 @@ fn request(
     pinned: &[String],
 ) -> plan::Request {
     let sizes = options.kv.as_ref().map(|kv| attention::Sizes::of(model, options, kv));
+    let memory_bytes = options.memory_bytes.unwrap_or(surveyed.default_budget_bytes);
+    let most = surveyed.gpu.as_ref().and_then(Chosen::working_set_bytes);
+    let memory_bytes = most.map_or(memory_bytes, |most| memory_bytes.min(most));
     plan::Request {
         n_seq: n_seq(options),
         kv_tier_bytes: sizes.map_or(0, |sizes| sizes.memory_bytes()),
-        memory_bytes: options.memory_bytes.unwrap_or(surveyed.default_budget_bytes),
+        memory_bytes,
         weights_memory_bytes: options.weights_memory_bytes,
         ctx_tokens: options.ctx_tokens,
         ubatch_tokens: options.ubatch_tokens,
@@ -265,7 +266,7 @@ fn request(
         layout: plan_layout(options.layout),
         flash_attention: options.flash_attention != llama::FlashAttention::Off,
         pinned: pinned.to_vec(),
-        gpu: surveyed.gpu.as_ref().map(Chosen::request),
+        gpu: surveyed.gpu.as_ref().and_then(Chosen::request),
         ..plan::Request::default()
     }
 }
@@ -513,7 +514,7 @@ fn prepare(
     }
     let made = device.allocated().contexts_bytes;
     tracing::debug!(planned = plan.bytes.kv + plan.bytes.compute, made, "context made");
-    let contexts_bytes = if gpu.is_some() { 0 } else { made };
+    let contexts_bytes = if surveyed.discrete_gpu().is_some() { 0 } else { made };
     let fixed_bytes = own_bytes().max(before_context + contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers

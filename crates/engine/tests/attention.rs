@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{alone, demo, greedy, options};
+use common::{alone, demo, gpu_under_test, greedy, options};
 use hypura_engine::kv::{DiskFault, FaultDisk, Session, SystemDisk};
 use hypura_engine::llama::{BatchToken, FlashAttention};
 use hypura_engine::plan::KvType;
 use hypura_engine::{
-    Engine, Generated, HotLimit, KvOptions, LoadOptions, Settled, pack_session, unpack_session,
+    Engine, Generated, GpuChoice, HotLimit, KvOptions, LoadOptions, Settled, pack_session,
+    unpack_session,
 };
 use hypura_testkit::text::forced_tokens;
 use hypura_testkit::tiny;
@@ -250,7 +251,10 @@ fn models_of_the_same_shape_share_nothing() {
     };
     assert_eq!(with(&|options| options.kv_type_k = KvType::Q8_0), 0);
     assert_eq!(with(&|options| options.flash_attention = FlashAttention::Off), 0);
-    assert_eq!(with(&|options| options.layout = hypura_engine::llama::Layout::Fast), 0);
+    if gpu_under_test() == GpuChoice::Off {
+        // A GPU knows one layout.
+        assert_eq!(with(&|options| options.layout = hypura_engine::llama::Layout::Fast), 0);
+    }
     assert_eq!(with(&|options| options.kv.as_mut().unwrap().tenant = "them".into()), 0);
     assert!(with(&|_| {}) > 300);
 }
@@ -418,6 +422,11 @@ fn a_fork_shares_what_it_shares() {
 
 #[test]
 fn a_window_can_go_another_way_too() {
+    if gpu_under_test() != GpuChoice::Off {
+        // Not bit for bit there: CUDA's attention divides the cells in use among its blocks, and
+        // rows that the window has left are among them in one process and not in another.
+        return;
+    }
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let path = tiny_model(folder.path(), "gpt-oss", 3);

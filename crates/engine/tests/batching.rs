@@ -206,9 +206,11 @@ fn the_queue_is_bounded_and_says_so() {
     let refused = engine.submit(greedy(&prompt(9, 10), 1), sink);
     assert!(matches!(refused.err(), Some(Refused::Busy { waiting: 2, .. })));
     first_text(&held[0].1);
-    let status = engine.status();
-    assert_eq!(status.waiting, 2);
-    assert_eq!(status.sequences[0].state, SequenceState::Decode);
+    // The first text is told before the step that it came from is over and shown.
+    while engine.status().waiting != 2 {
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.status().sequences[0].state, SequenceState::Decode);
     drop(held);
     // Places are free as soon as nobody waits for them.
     let answer = loop {

@@ -148,5 +148,8 @@ fn a_device_that_is_not_there_is_an_error() {
     let error = load(&demo("demo-draft-3m-q8_0.gguf"), &options, &mut |_| true).map(|_| ());
     let Err(LoadError::Gpu(error)) = error else { panic!("{error:?}") };
     let text = error.to_string();
-    assert!(text.starts_with("there is no device CUDA7; there are: ") && text.ends_with("CPU"), "{text}");
+    assert!(
+        text.starts_with("there is no device CUDA7; there are: ") && text.ends_with("CPU"),
+        "{text}"
+    );
 }

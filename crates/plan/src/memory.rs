@@ -146,7 +146,7 @@ impl Widths {
         Scratch {
             kv: kv_bytes(&self.hparams, request, n_ctx, n_ubatch).total(),
             compute: with_margin(self.buffer_bytes(request, n_ctx, n_ubatch)),
-            work: if passes { self.gathered_bytes(n_ubatch) } else { 0 },
+            work: if passes { self.group_bytes(n_ubatch) } else { 0 },
         }
     }
 
@@ -217,6 +217,13 @@ impl Widths {
         let gathered = if passes { self.gathered_bytes(n_ubatch) } else { 0 };
         let threads = product([u64::from(cores.max(1)), THREAD_SCRATCH_BYTES]);
         total([converted, self.routing_bytes(n_ubatch, largest_pool), gathered, threads])
+    }
+
+    /// On a GPU a group of experts is done from the gathered rows to the last product: as many rows
+    /// as there are tokens (`staged/passes.rs` in `hypura-llama`).
+    fn group_bytes(&self, n_ubatch: u64) -> u64 {
+        let row = product([self.ff_expert, 3]).saturating_add(product([self.n_embd, 2]));
+        product([n_ubatch, row, 4])
     }
 
     fn gathered_bytes(&self, n_ubatch: u64) -> u64 {

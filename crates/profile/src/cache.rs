@@ -118,11 +118,12 @@ fn load_or_measure(query: &Query<'_>, measure: &dyn Measure) -> Result<Loaded, P
     let cached = read(&path, &machine);
     let mut cached_copy = None;
     let mut cached_storage = Vec::new();
-    let (mut compute, mut compute_steps) = (Vec::new(), Vec::new());
+    let (mut compute, mut compute_steps, mut gpus) = (Vec::new(), Vec::new(), Vec::new());
     if let Some(cached) = cached {
         cached_storage = cached.storage;
         cached_copy = Some(cached.memory_copy);
         (compute, compute_steps) = (cached.compute, cached.compute_steps);
+        gpus = cached.gpus;
         let is_recent = |taken_unix_s| is_recent(taken_unix_s, query.now_unix_s, AGE_MAX_S);
         compute.retain(|measured| is_recent(measured.taken_unix_s));
         compute_steps.retain(|measured| is_recent(measured.taken_unix_s));
@@ -152,6 +153,7 @@ fn load_or_measure(query: &Query<'_>, measure: &dyn Measure) -> Result<Loaded, P
         memory_copy,
         compute,
         compute_steps,
+        gpus,
     };
     let storage = query.model_file.map(|file| {
         let known = profile.storage_of(file).filter(|known| {
@@ -195,6 +197,19 @@ pub fn keep_compute(
     if let Some(step) = step {
         compute::remember_step(&mut profile.compute_steps, step);
     }
+    save(profile, &file_of(cache_dir, &profile.machine))
+}
+
+/// Adds a measurement of a GPU, likewise.
+///
+/// # Errors
+/// [`SaveError`]; the profile has the measurement all the same.
+pub fn keep_gpu(
+    cache_dir: &Path,
+    profile: &mut Profile,
+    new: crate::GpuSpeed,
+) -> Result<(), SaveError> {
+    crate::gpu::remember(&mut profile.gpus, new);
     save(profile, &file_of(cache_dir, &profile.machine))
 }
 

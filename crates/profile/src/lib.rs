@@ -17,6 +17,7 @@ mod compute;
 mod copy;
 mod cpu;
 mod fingerprint;
+mod gpu;
 mod host;
 mod linux;
 mod macos;
@@ -29,13 +30,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use cache::{
-    AGE_MAX_S, AGE_QUICK_MAX_S, Loaded, Query, SaveError, keep_compute, load_or_probe,
+    AGE_MAX_S, AGE_QUICK_MAX_S, Loaded, Query, SaveError, keep_compute, keep_gpu, load_or_probe,
 };
 pub use cgroup::{Group, GroupVersion};
 pub use compute::{Compute, ComputeKind, ComputeStep};
 pub use copy::probe_memory_copy;
 pub use cpu::Cpu;
 pub use fingerprint::{FINGERPRINT_BUFFER_BYTES_MAX, Fingerprint, FingerprintError, fingerprint};
+pub use gpu::GpuSpeed;
 pub use host::ProbeError;
 pub use memory::Memory;
 pub use mount::Drive;
@@ -69,6 +71,9 @@ pub struct Profile {
     /// How long a step of computing takes; likewise.
     #[serde(default)]
     pub compute_steps: Vec<ComputeStep>,
+    /// How fast GPUs are; likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuSpeed>,
 }
 
 /// How fast one thread copies memory.

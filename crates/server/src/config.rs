@@ -25,6 +25,8 @@ pub struct Config {
     pub keep_alive: KeepAlive,
     /// Bytes that the whole process may take; `None` is what is free when a model is loaded.
     pub memory_bytes: Option<u64>,
+    /// Bytes of GPU memory that it may take; `None` as above.
+    pub gpu_memory_bytes: Option<u64>,
     /// Whether models may be pulled, copied, created and deleted through the API.
     pub manage: bool,
     /// Where models are pulled from, and how large a model or an uploaded file may be.
@@ -48,6 +50,7 @@ impl Default for Config {
             tls: None,
             keep_alive: KeepAlive::For(Duration::from_secs(300)),
             memory_bytes: None,
+            gpu_memory_bytes: None,
             manage: true,
             pull: PullConfig::default(),
             sessions_dir: None,

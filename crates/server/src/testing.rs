@@ -7,11 +7,12 @@ use hypura_hub::{Entry, Stores};
 use crate::answer::KeepAlive;
 use crate::app::{App, Shared};
 use crate::config::Config;
-use crate::models::{Loader, ModelError, Models, Needs, Runner, Want};
+use crate::models::{Budget, Loader, ModelError, Models, Needs, Runner, Want};
 
 /// An application that has no models.
 pub(crate) fn app(config: Config) -> Shared {
-    let models = Models::new(Stores::default(), Arc::new(LoadsNothing), KeepAlive::Forever, None);
+    let (loader, budget) = (Arc::new(LoadsNothing), Budget::default());
+    let models = Models::new(Stores::default(), loader, KeepAlive::Forever, budget);
     App::new(config, models)
 }
 
@@ -27,7 +28,7 @@ impl Loader for LoadsNothing {
         &self,
         entry: &Entry,
         _want: &Want,
-        _memory_bytes: Option<u64>,
+        _budget: Budget,
         _progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Arc<dyn Runner>, ModelError> {
         Err(ModelError::Other(format!("{} is not for loading", entry.name)))

@@ -4,6 +4,12 @@ import { h, setText } from "./dom.js";
 import { bytes, isNumber, orZero } from "./format.js";
 
 // What is in each place: the field of `tiers`, the class of its colour, and its name.
+const VRAM = [
+  ["vram_weights_bytes", "weights", "Weights that stay"],
+  ["vram_slots_bytes", "slots", "Slots that stream"],
+  ["vram_kv_bytes", "kv", "Attention state"],
+  ["vram_buffers_bytes", "buffers", "Buffers"],
+];
 const MEMORY = [
   ["ram_weights_bytes", "weights", "Weights that stay"],
   ["ram_slots_bytes", "slots", "Slots that stream"],
@@ -25,8 +31,9 @@ export function memoryView() {
     const sum = (field) => models.reduce((total, model) => total + orZero(model.tiers?.[field]), 0);
     const parts = (rows) => rows.map(([field, colour, name]) => ({ colour, name, bytes: sum(field) }));
 
-    vram.root.hidden = sum("vram_bytes") === 0;
-    vram.update([{ colour: "weights", name: "Weights and state", bytes: sum("vram_bytes") }]);
+    const graphics = parts(VRAM);
+    vram.root.hidden = graphics.every((part) => part.bytes === 0);
+    vram.update(...withBudget(graphics, orZero(status.vram_budget_bytes)));
 
     memory.update(...inMemory(parts(MEMORY), status));
 
@@ -38,6 +45,14 @@ export function memoryView() {
   }
 
   return { root, update };
+}
+
+// Parts of a place, and what is free of its budget: the width of the bar.
+function withBudget(parts, budget) {
+  if (!budget) return [parts];
+  const used = parts.reduce((total, part) => total + part.bytes, 0);
+  if (budget > used) parts.push({ colour: "free", name: "Free", bytes: budget - used });
+  return [parts, `${bytes(used)} of a budget of ${bytes(budget)}`, budget < used ? budget / used : undefined];
 }
 
 // The parts of the process, what else it holds, and what it may: the width of the bar.

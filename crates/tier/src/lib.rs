@@ -34,7 +34,7 @@ pub use replay::{
 };
 pub use stats::{LayerStats, TierStats, UnitHeat};
 pub use table::{
-    Claim, Grant, NotEnoughSlots, ResizeError, SlotState, SlotTable, SpecError, TableSpec, Victim
+    Claim, Grant, NotEnoughSlots, ResizeError, SlotState, SlotTable, SpecError, TableSpec, Victim,
 };
 pub use trace::{
     LayerSummary, MAX_TOP_K, Trace, TraceError, TraceReader, TraceRecord, TraceShape, TraceSummary,

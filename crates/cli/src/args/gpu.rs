@@ -1,5 +1,7 @@
 //! Options of the GPU.
 
+use std::ffi::OsString;
+
 use clap::Args;
 use hypura_engine::{GpuChoice, LoadOptions};
 
@@ -28,6 +30,26 @@ pub(crate) struct GpuArgs {
 }
 
 impl GpuArgs {
+    /// Which one was asked for.
+    pub(crate) fn choice(&self) -> &GpuChoice {
+        &self.gpu
+    }
+
+    /// The same for another process of this program, which then takes just this device and this much
+    /// of its memory.
+    pub(crate) fn arguments(&self, device: &str, memory_bytes: u64) -> Vec<OsString> {
+        let memory = memory_bytes.to_string();
+        let mut out: Vec<OsString> =
+            ["--gpu", device, "--gpu-memory", &memory].map(OsString::from).to_vec();
+        if self.cpu_assist {
+            out.push("--cpu-assist".into());
+        }
+        if let Some(slots) = self.gpu_slots {
+            out.extend(["--gpu-slots".into(), slots.to_string().into()]);
+        }
+        out
+    }
+
     /// Says it to the engine.
     pub(crate) fn set(&self, options: &mut LoadOptions) {
         options.gpu.clone_from(&self.gpu);

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 mod chat;
+mod closing;
 mod conversation;
 pub(crate) mod estimate;
 pub(crate) mod inspect;
@@ -10,6 +11,7 @@ pub(crate) mod library;
 mod lines;
 pub(crate) mod optimize;
 mod picture;
+mod places;
 pub(crate) mod profile;
 pub(crate) mod run;
 pub(crate) mod serve;
@@ -18,10 +20,12 @@ pub(crate) mod trace;
 
 use std::path::PathBuf;
 
+use hypura_engine::plan::Plan;
 use hypura_engine::profile::probe_cpu;
 
 use crate::args::ModelArgs;
 use crate::failure::UsageError;
+use crate::size::show;
 
 /// The file of the model that was named.
 pub(crate) fn model_path(args: &ModelArgs) -> anyhow::Result<PathBuf> {
@@ -57,4 +61,13 @@ pub(crate) fn check_thread_count(threads: Option<u32>) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// The budgets that were planned for.
+fn within(plan: &Plan) -> String {
+    let memory = show(plan.budget_bytes);
+    match &plan.gpu {
+        None => memory,
+        Some(gpu) => format!("{memory} and {} of GPU memory", show(gpu.budget_bytes)),
+    }
 }

@@ -1,9 +1,10 @@
-//! A plan as a picture (SVG): what the budget goes to, and where the weights are.
+//! A plan as a picture (SVG): what the budgets go to, and where the weights are.
 
 use std::fmt::Write;
 
-use hypura_engine::plan::{Explanation, Tier};
+use hypura_engine::plan::{BudgetRow, Explanation, Tier};
 
+use super::places::Place;
 use crate::size::show;
 
 const WIDTH: f64 = 760.0;
@@ -23,29 +24,19 @@ struct Segment {
     colour: &'static str,
 }
 
-/// Draws `explained`; `title` and `speed` are printed above and below.
-pub(crate) fn draw(explained: &Explanation, title: &str, speed: &str) -> String {
-    let budget = explained.budget.iter().enumerate().map(|(i, row)| Segment {
-        label: row.what.clone(),
-        bytes: row.bytes,
-        share: row.share,
-        colour: if row.what == "unused" { NOTHING } else { COLOURS[i % COLOURS.len()] },
-    });
-    let tiers = explained.tiers.iter().map(|tier| {
-        let (label, colour) = match tier.tier {
-            Tier::Resident => ("in memory, always", COLOURS[0]),
-            Tier::Cache => ("in memory, as needed", COLOURS[1]),
-            Tier::Storage => ("on the drive only", NOTHING),
-        };
-        Segment { label: label.to_owned(), bytes: tier.bytes, share: tier.share, colour }
-    });
+/// Draws `explained`, and the `places` of its weights; `title` and `speed` are printed above and below.
+pub(crate) fn draw(explained: &Explanation, places: &[Place], title: &str, speed: &str) -> String {
+    let mut bars = vec![
+        ("Where the weights are", places.iter().map(of_place).collect::<Vec<_>>()),
+        ("What the memory budget goes to", of_budget(&explained.budget)),
+    ];
+    if !explained.gpu_budget.is_empty() {
+        bars.push(("What the budget of GPU memory goes to", of_budget(&explained.gpu_budget)));
+    }
     let mut body = String::new();
     let mut y = MARGIN + 8.0;
     text(&mut body, MARGIN, y, 17, "bold", title);
-    for (heading, segments) in [
-        ("Where the weights are", tiers.collect::<Vec<_>>()),
-        ("What the memory budget goes to", budget.collect()),
-    ] {
+    for (heading, segments) in bars {
         y += 36.0;
         text(&mut body, MARGIN, y, 14, "bold", heading);
         y += 10.0;
@@ -59,6 +50,32 @@ pub(crate) fn draw(explained: &Explanation, title: &str, speed: &str) -> String 
          viewBox=\"0 0 {WIDTH} {height}\" font-family=\"system-ui, sans-serif\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{body}</svg>\n"
     )
+}
+
+fn of_place(place: &Place) -> Segment {
+    let colour = match (place.tier, place.is_gpu) {
+        (Tier::Storage, _) => NOTHING,
+        (Tier::Resident, false) => COLOURS[0],
+        (Tier::Cache, false) => COLOURS[1],
+        (Tier::Resident, true) => COLOURS[2],
+        (Tier::Cache, true) => COLOURS[3],
+    };
+    let label = match place.tier {
+        Tier::Storage => "on the drive only".to_owned(),
+        _ => format!("in {}", place.name()),
+    };
+    Segment { label, bytes: place.bytes, share: place.share, colour }
+}
+
+fn of_budget(rows: &[BudgetRow]) -> Vec<Segment> {
+    let colours = COLOURS.iter().cycle();
+    let segment = |(row, &colour): (&BudgetRow, &&'static str)| Segment {
+        label: row.what.clone(),
+        bytes: row.bytes,
+        share: row.share,
+        colour: if row.what == "unused" { NOTHING } else { colour },
+    };
+    rows.iter().zip(colours).map(segment).collect()
 }
 
 /// A bar of all segments and, below it, what they are. Returns where it ends.
@@ -107,8 +124,20 @@ fn text(out: &mut String, x: f64, y: f64, size: u32, weight: &str, content: &str
 
 #[cfg(test)]
 mod tests {
+    use hypura_engine::plan::explain;
+
+    use super::super::places::{places, tests::streamed};
     use super::*;
-    use hypura_engine::plan::{BudgetRow, TierBar};
+
+    /// The sum of the widths of all segments.
+    fn widths(svg: &str) -> f64 {
+        svg.lines()
+            .filter(|line| line.contains("height=\"34.0\""))
+            .filter_map(|line| {
+                line.split("width=\"").nth(1)?.split('"').next()?.parse::<f64>().ok()
+            })
+            .sum()
+    }
 
     #[test]
     fn bars_add_up_and_text_is_escaped() {
@@ -118,19 +147,34 @@ mod tests {
             gpu_budget: Vec::new(),
             roles: Vec::new(),
             pools: Vec::new(),
-            tiers: vec![TierBar { tier: Tier::Storage, bytes: 5, share: 1.0 }],
+            tiers: Vec::new(),
             why: Vec::new(),
         };
-        let svg = draw(&explained, "a & b", "fast");
+        let drive = Place { is_gpu: false, tier: Tier::Storage, bytes: 5, share: 1.0 };
+        let svg = draw(&explained, &[drive], "a & b", "fast");
         assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
         assert!(svg.contains("a &amp; b") && svg.contains("slots &lt;&amp;&gt;"));
-        let widths: f64 = svg
-            .lines()
-            .filter(|line| line.contains("height=\"34.0\""))
-            .filter_map(|line| {
-                line.split("width=\"").nth(1)?.split('"').next()?.parse::<f64>().ok()
-            })
-            .sum();
-        assert!((widths - 2.0 * (WIDTH - 2.0 * MARGIN)).abs() < 1.0, "{widths}");
+        assert!(svg.contains("on the drive only") && !svg.contains("GPU"));
+        let all = widths(&svg);
+        assert!((all - 2.0 * (WIDTH - 2.0 * MARGIN)).abs() < 1.0, "{all}");
+    }
+
+    #[test]
+    fn a_gpu_has_a_bar_of_its_own() {
+        let (model, plan) = streamed();
+        let explained = explain(&plan, &model);
+        let svg = draw(&explained, &places(&explained, &plan), "title", "fast");
+        for text in [
+            "in GPU memory, always",
+            "in GPU memory, as needed",
+            "in memory, as needed",
+            "on the drive only",
+            "What the budget of GPU memory goes to",
+            "driver",
+        ] {
+            assert!(svg.contains(text), "no {text} in {svg}");
+        }
+        let all = widths(&svg);
+        assert!((all - 3.0 * (WIDTH - 2.0 * MARGIN)).abs() < 1.0, "{all}");
     }
 }

@@ -13,12 +13,11 @@ use hypura_engine::{
 use crate::args::{BaselineArg, RunArgs};
 use crate::commands::conversation::{Conversation, Sessions};
 use crate::commands::lines::Lines;
-use crate::commands::{chat, check_threads, model_path};
+use crate::commands::{chat, check_threads, closing, model_path};
 use crate::failure::{Interrupted, UsageError, reason, sentence};
 use crate::interrupt::Interrupt;
 use crate::output::{TextOut, say};
 use crate::progress::Bar;
-use crate::size;
 
 /// How long the end of a run waits for attention state to be written.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(30);
@@ -47,6 +46,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut options = args.model.load_options();
     options.speculate = !args.no_speculate;
     options.keep_segments = args.segments;
+    options.experts_on_cpu = args.baseline_experts_on_cpu;
     let defaults = io::EngineConfig::default();
     let depth = args.read_depth.map_or(defaults.depth, |depth| depth as usize);
     options.reader = reader(io::EngineConfig {
@@ -271,7 +271,7 @@ impl Running<'_> {
         }
         let is_cut_off = answer.finish == Finish::Interrupted && answer.tokens.is_empty();
         if !self.args.quiet && !is_cut_off {
-            say(self.sentence(&answer));
+            say(closing::sentence(&self.summary.run_stats(&answer, None), &answer));
         }
         // In a chat the answer is there, and the next message should not wait.
         let wait = !in_chat || self.args.stats_json.is_some();
@@ -304,50 +304,5 @@ impl Running<'_> {
         let Some(path) = &self.args.stats_json else { return Ok(()) };
         let json = serde_json::to_string_pretty(&self.summary.run_stats(answer, settled))?;
         std::fs::write(path, json + "\n").with_context(|| format!("can't write {}", path.display()))
-    }
-
-    /// One line about an answer: how fast, from where, and what limited it.
-    fn sentence(&self, answer: &Generated) -> String {
-        let stats = self.summary.run_stats(answer, None);
-        let mut parts = vec![match stats.generated_tokens {
-            n @ (0 | 1) => format!("{n} tokens"),
-            n => format!("{n} tokens at {:.2}/s", stats.decode_tokens_per_s),
-        }];
-        parts.push(format!(
-            "prompt {} at {:.1}/s{}",
-            stats.prompt_tokens - stats.kv_tokens_reused,
-            stats.prompt_tokens_per_s,
-            match (stats.kv_tokens_reused, stats.kv_cold_tokens + stats.kv_hot_tokens) {
-                (0, _) => String::new(),
-                (known, 0) => format!(" ({known} known)"),
-                (known, _) => format!(
-                    " ({known} known, {} read back in {:.2} s)",
-                    size::show(stats.kv_read_bytes + answer.kv.copied_bytes),
-                    stats.kv_restore_ms / 1e3
-                ),
-            }
-        ));
-        parts.push(format!("{}, {} layout", stats.mode, stats.layout));
-        let decode = &answer.decode_stream;
-        if decode.unit_lookups > 0 {
-            let rate = decode.unit_hits as f64 / decode.unit_lookups as f64;
-            parts.push(format!("{:.1}% of experts found in memory", rate * 100.0));
-        }
-        let tokens = stats.generated_tokens.saturating_sub(1).max(1) as u64;
-        if decode.read_bytes > 0 {
-            parts.push(format!("{} read per token", size::show(decode.read_bytes / tokens)));
-            let limit = if decode.read_wait > decode.compute { "the drive" } else { "computing" };
-            parts.push(format!(
-                "limited by {limit} (waited {:.1} s, computed {:.1} s)",
-                decode.read_wait.as_secs_f64(),
-                decode.compute.as_secs_f64()
-            ));
-        }
-        parts.push(format!(
-            "peak memory {} of {}",
-            size::show(stats.peak_rss_bytes),
-            size::show(stats.budget_bytes)
-        ));
-        format!("[{}]", parts.join("; "))
     }
 }

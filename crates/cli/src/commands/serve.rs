@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hypura_server::models::{EngineLoader, Models};
+use hypura_server::models::{Budget, EngineLoader, Models};
 use hypura_server::{App, Config, Server};
 
 use crate::args::ServeArgs;
@@ -28,6 +28,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         tls: args.tls(),
         keep_alive: args.keep_alive,
         memory_bytes: args.memory,
+        gpu_memory_bytes: args.load_options().gpu_memory_bytes,
         manage: !args.read_only,
         pull: super::library::pull_config(),
         // Names of conversations are nobody's business who only has a key.
@@ -56,7 +57,9 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
 async fn serve(args: &ServeArgs, config: Config) -> anyhow::Result<()> {
     let stores = home::stores(args.models_dir.as_ref());
     let loader = Arc::new(EngineLoader::new(args.load_options()));
-    let models = Models::new(stores, loader, config.keep_alive, config.memory_bytes);
+    let budget =
+        Budget { memory_bytes: config.memory_bytes, gpu_memory_bytes: config.gpu_memory_bytes };
+    let models = Models::new(stores, loader, config.keep_alive, budget);
     let (is_tls, has_keys) = (config.tls.is_some(), !config.api_keys.is_empty());
     let app = App::new(config, models);
     tokio::spawn(app.models.reaper());

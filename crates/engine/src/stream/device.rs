@@ -168,8 +168,7 @@ impl Streamer {
     /// Whether looking ahead can save more than it takes: where host memory has everything, so that
     /// nothing that is copied from is overwritten, and layers lack something worth the while.
     pub(super) fn is_worth_looking(&self) -> bool {
-        let lacks =
-            |device: &Device| device.missing_bytes > LOOKING_S * self.copy_bytes_per_s;
+        let lacks = |device: &Device| device.missing_bytes > LOOKING_S * self.copy_bytes_per_s;
         self.reuses_host_slots || self.device.as_ref().is_none_or(lacks)
     }
 
@@ -209,8 +208,7 @@ impl Streamer {
         let Some(device) = &mut self.device else { return };
         device.table.let_go(layer);
         let source = self.sources.layers.get(layer as usize);
-        let bytes: f64 =
-            source.map_or(0.0, |s| s.parts.iter().map(|p| p.slice_bytes as f64).sum());
+        let bytes: f64 = source.map_or(0.0, |s| s.parts.iter().map(|p| p.slice_bytes as f64).sum());
         for unit in std::mem::take(&mut device.guesses) {
             if unit.layer == layer {
                 let is_right = chosen.binary_search(&unit.expert).is_ok();
@@ -303,9 +301,7 @@ impl Streamer {
         let missing: f64 = device
             .grants
             .iter()
-            .map(|grant| {
-                (0..8).filter(|&p| grant.fill.contains(bit(p))).map(slice).sum::<f64>()
-            })
+            .map(|grant| (0..8).filter(|&p| grant.fill.contains(bit(p))).map(slice).sum::<f64>())
             .sum();
         device.missing_bytes += (missing - device.missing_bytes) / MISSING_WINDOW;
         let stats = self.device_stats.get_or_insert_default();
@@ -409,7 +405,13 @@ impl Streamer {
             let Some(device) = &mut self.device else { return Ok(0) };
             for part in source.into_iter().flat_map(|source| &source.parts) {
                 if parts.contains(bit(part.part)) {
-                    device.coming.push(Upload { is_down: false, layer, part: part.part, host_slot, slot });
+                    device.coming.push(Upload {
+                        is_down: false,
+                        layer,
+                        part: part.part,
+                        host_slot,
+                        slot,
+                    });
                     device.coming_experts.push(expert);
                 }
             }

@@ -101,13 +101,7 @@ impl Residency for Streamer {
         self.device.as_ref().and_then(ready).is_some_and(|(_, ready)| ready.contains(wanted))
     }
 
-    fn device_slots(
-        &self,
-        layer: u32,
-        experts: &[u32],
-        parts: u8,
-        slots: &mut Vec<u32>,
-    ) -> bool {
+    fn device_slots(&self, layer: u32, experts: &[u32], parts: u8, slots: &mut Vec<u32>) -> bool {
         let Some(device) = &self.device else { return false };
         let parts = Parts::from_bits(parts);
         let before = slots.len();

@@ -47,6 +47,8 @@ pub(super) struct Scratch {
     pub(super) remapped: Vec<i32>,
     rows: Vec<i32>,
     pub(super) pass: passes::PassScratch,
+    /// The input of several passes, where theirs is written over.
+    pub(super) kept: passes::PassScratch,
     guesses: Guesses,
     ready: Vec<u32>,
 }

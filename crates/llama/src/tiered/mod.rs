@@ -168,13 +168,7 @@ pub trait Residency: Send {
     /// Appends the slots of `experts` on the device, if all of `parts` of all of them are there;
     /// else false, and nothing is appended. What is used so is booked by
     /// [`Residency::device_experts`] afterwards, before anything else is asked.
-    fn device_slots(
-        &self,
-        layer: u32,
-        experts: &[u32],
-        parts: u8,
-        slots: &mut Vec<u32>,
-    ) -> bool {
+    fn device_slots(&self, layer: u32, experts: &[u32], parts: u8, slots: &mut Vec<u32>) -> bool {
         let _ = (layer, experts, parts, slots);
         false
     }

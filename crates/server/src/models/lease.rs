@@ -88,6 +88,7 @@ impl Loaded {
             }),
             context_length: facts.n_ctx,
             memory_bytes: facts.memory_bytes,
+            vram_bytes: facts.tiers.vram_bytes(),
             active: self.active.load(Ordering::Relaxed),
         }
     }

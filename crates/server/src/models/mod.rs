@@ -1,9 +1,9 @@
 //! What can be asked: models that lie here, those that are loaded, and which gives way.
 //!
 //! A model is loaded when it is asked for, and stays for its keep-alive. All loaded models share one
-//! budget: one that would fit into what is left is loaded beside the others; else those that are idle
-//! go, the one that was used longest ago first, until it fits or is alone. What does not fit alone
-//! streams. While somebody waits for room, nobody else is let in to the models that have to go.
+//! budget of memory, and one of the GPU's: one that would fit into what is left of both is loaded
+//! beside the others; else those that are idle go, the one that was used longest ago first, until it
+//! fits or is alone. What does not fit alone streams. While somebody waits for room, nobody else is let in to the models that have to go.
 
 mod engine;
 mod lease;
@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 pub use engine::EngineLoader;
 pub use lease::Lease;
-pub use runner::{Facts, Loader, Needs, Runner, Tiers, Want};
+pub use runner::{Budget, Facts, Loader, Needs, Runner, Tiers, Want};
 pub use settings::Settings;
 
 use crate::answer::{KeepAlive, Memory};
@@ -59,7 +59,7 @@ pub(crate) struct Inner {
     stores: Stores,
     loader: Arc<dyn Loader>,
     keep_alive: KeepAlive,
-    memory_bytes: Option<u64>,
+    budget: Budget,
     state: Mutex<State>,
     /// Told when a model was loaded, released or unloaded.
     changed: Notify,
@@ -89,23 +89,25 @@ pub struct LoadedModel {
     pub context_length: usize,
     /// Bytes of memory that it takes.
     pub memory_bytes: u64,
+    /// Bytes of GPU memory that it takes.
+    pub vram_bytes: u64,
     /// Requests that hold it.
     pub active: usize,
 }
 
 impl Models {
-    /// The models of these stores, within this memory (`None`: what is free).
+    /// The models of these stores, all loaded ones within this budget.
     pub fn new(
         stores: Stores,
         loader: Arc<dyn Loader>,
         keep_alive: KeepAlive,
-        memory_bytes: Option<u64>,
+        budget: Budget,
     ) -> Models {
         let shared = Inner {
             stores,
             loader,
             keep_alive,
-            memory_bytes,
+            budget,
             state: Mutex::default(),
             changed: Notify::new(),
         };
@@ -258,6 +260,12 @@ impl State {
         self.loaded.iter().filter(is_same).find(is_enough).cloned()
     }
 
+    /// Bytes that the loaded models take of memory, and of the GPU's.
+    fn used(&self) -> (u64, u64) {
+        let facts = || self.loaded.iter().map(|loaded| loaded.runner.facts());
+        (facts().map(|f| f.memory_bytes).sum(), facts().map(|f| f.tiers.vram_bytes()).sum())
+    }
+
     /// What was said to a model, also before it was loaded this time.
     fn memory(&mut self, entry: &Entry) -> Arc<Memory> {
         if self.memories.len() >= MEMORIES_MAX && !self.memories.contains_key(&entry.digest) {
@@ -310,9 +318,11 @@ fn not_found(name: &str, error: &ResolveError) -> ApiError {
 /// A model that can't be loaded, as a client is told.
 pub(crate) fn load_failed(error: &ModelError) -> ApiError {
     let kind = match error {
-        ModelError::Load(LoadError::Plan(_) | LoadError::BudgetTooSmall { .. }) => {
-            ErrorKind::Unavailable
-        }
+        ModelError::Load(
+            LoadError::Plan(_)
+            | LoadError::BudgetTooSmall { .. }
+            | LoadError::GpuBudgetTooSmall { .. },
+        ) => ErrorKind::Unavailable,
         ModelError::Resolve(_) => ErrorKind::NotFound,
         ModelError::Load(LoadError::Open(_) | LoadError::Llama(_)) => ErrorKind::BadRequest,
         _ => ErrorKind::Internal,

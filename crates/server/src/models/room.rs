@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hypura_hub::Entry;
 
 use super::lease::{Lease, Loaded};
-use super::{Inner, Needs, Settings, Want, load_failed, release};
+use super::{Budget, Inner, Needs, Settings, Want, load_failed, release};
 use crate::answer::{KeepAlive, blocking};
 use crate::error::{ApiError, ErrorKind};
 
@@ -35,20 +35,21 @@ impl Turn {
             blocking(move || models.loader.needs(&entry, &want).map_err(|e| load_failed(&e)))
                 .await?
         };
-        let memory_bytes = self.make_room(&needs).await?;
+        let budget = self.make_room(&needs).await?;
         self.models.state().is_making_room = false;
         self.models.changed.notify_waiters();
         let (models, of, asked) = (Arc::clone(&self.models), entry.clone(), want.clone());
         let begin = std::time::Instant::now();
         let runner = blocking(move || {
             let progress = &mut |_| !models.state().is_closed;
-            models.loader.load(&of, &asked, memory_bytes, progress).map_err(|e| load_failed(&e))
+            models.loader.load(&of, &asked, budget, progress).map_err(|e| load_failed(&e))
         })
         .await?;
         let facts = runner.facts();
+        let vram_bytes = Some(facts.tiers.vram_bytes()).filter(|&bytes| bytes > 0);
         tracing::info!(
             model = %entry.name, mode = %facts.mode, memory_bytes = facts.memory_bytes,
-            n_ctx = facts.n_ctx, elapsed = ?begin.elapsed(), "loaded"
+            vram_bytes, n_ctx = facts.n_ctx, elapsed = ?begin.elapsed(), "loaded"
         );
         let mut state = self.models.state();
         if state.is_closed {
@@ -66,17 +67,21 @@ impl Turn {
         Ok(())
     }
 
-    /// Unloads until the model fits beside the others, or is alone. Returns what it may take.
-    async fn make_room(&self, needs: &Needs) -> Result<Option<u64>, ApiError> {
+    /// Unloads until the model fits beside the others, into memory and into that of the GPU, or is
+    /// alone. Returns what it may take.
+    async fn make_room(&self, needs: &Needs) -> Result<Budget, ApiError> {
         loop {
-            let used: u64 =
-                self.models.state().loaded.iter().map(|l| l.runner.facts().memory_bytes).sum();
-            let left = match self.models.memory_bytes {
-                Some(all) => all.saturating_sub(used),
-                None => needs.free_bytes,
+            let (used, vram_used) = self.models.state().used();
+            let all = self.models.budget;
+            let left = Budget {
+                memory_bytes: all.memory_bytes.map(|all| all.saturating_sub(used)),
+                gpu_memory_bytes: all.gpu_memory_bytes.map(|all| all.saturating_sub(vram_used)),
             };
-            if used == 0 || needs.resident_bytes <= left {
-                return Ok(self.models.memory_bytes.map(|_| left));
+            let fits = needs.resident_bytes <= left.memory_bytes.unwrap_or(needs.free_bytes);
+            let vram_left = left.gpu_memory_bytes.unwrap_or(needs.vram_free_bytes);
+            let is_alone = used == 0 && vram_used == 0;
+            if is_alone || fits && needs.vram_resident_bytes <= vram_left {
+                return Ok(left);
             }
             self.drop_idle(|_| true, false).await?;
         }

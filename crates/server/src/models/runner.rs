@@ -39,6 +39,14 @@ pub struct Facts {
 /// Where a model's bytes are planned to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tiers {
+    /// Weights that stay in GPU memory; 0 where the CPU computes.
+    pub vram_weights_bytes: u64,
+    /// Slots of experts, and the ring that whole matrices pass through, in GPU memory.
+    pub vram_slots_bytes: u64,
+    /// Attention state in GPU memory.
+    pub vram_kv_bytes: u64,
+    /// Buffers in GPU memory, the driver's own included.
+    pub vram_buffers_bytes: u64,
     /// Weights that stay in memory.
     pub ram_weights_bytes: u64,
     /// Slots of experts, and the ring that whole matrices pass through.
@@ -47,10 +55,18 @@ pub struct Tiers {
     pub ram_kv_bytes: u64,
     /// Buffers for computing and reading.
     pub ram_buffers_bytes: u64,
-    /// Weights that are read from the drive as they are needed.
+    /// Weights that are read from the drive as they are needed: those that stay in no memory.
     pub drive_weights_bytes: u64,
     /// The cold tier's cap; 0 if there is none.
     pub kv_cold_bytes_max: u64,
+}
+
+impl Tiers {
+    /// All that is in GPU memory.
+    pub fn vram_bytes(&self) -> u64 {
+        let parts = [self.vram_weights_bytes, self.vram_slots_bytes, self.vram_kv_bytes];
+        parts.into_iter().fold(self.vram_buffers_bytes, u64::saturating_add)
+    }
 }
 
 /// A loaded model. Tests put a scripted one here.
@@ -98,7 +114,7 @@ pub trait Loader: Send + Sync + 'static {
     /// When the file is no sound model.
     fn needs(&self, entry: &Entry, want: &Want) -> Result<Needs, ModelError>;
 
-    /// Loads it within `memory_bytes` of memory (`None`: what is free).
+    /// Loads it within this budget.
     ///
     /// # Errors
     /// When it is no sound model, or memory does not suffice.
@@ -106,7 +122,7 @@ pub trait Loader: Send + Sync + 'static {
         &self,
         entry: &Entry,
         want: &Want,
-        memory_bytes: Option<u64>,
+        budget: Budget,
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Arc<dyn Runner>, ModelError>;
 }
@@ -118,11 +134,24 @@ pub struct Want {
     pub num_ctx: Option<u32>,
 }
 
+/// What a model, or all models together, may take; `None` is what is free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes of memory.
+    pub memory_bytes: Option<u64>,
+    /// Bytes of GPU memory.
+    pub gpu_memory_bytes: Option<u64>,
+}
+
 /// What a model needs of memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// With all weights in memory.
+    /// With all weights in memory; with a GPU, all that it computes with in its own.
     pub resident_bytes: u64,
     /// What could be had now, if nothing was unloaded.
     pub free_bytes: u64,
+    /// The same of GPU memory; 0 where the CPU computes.
+    pub vram_resident_bytes: u64,
+    /// See [`Needs::free_bytes`].
+    pub vram_free_bytes: u64,
 }

@@ -22,9 +22,14 @@ pub(super) struct Rate {
     decode_tokens_per_s: f64,
     prompt_tokens_per_s: f64,
     read_bytes_per_s: f64,
-    /// Share of experts found in memory; none if none was looked up.
+    /// Share of experts found in memory, that of a GPU included; none if none was looked up.
     #[serde(skip_serializing_if = "Option::is_none")]
     hit_rate: Option<f64>,
+    /// Share of them found in GPU memory, and what was copied there; none without a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_hit_rate: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied_bytes_per_s: Option<f64>,
 }
 
 #[derive(Debug)]
@@ -42,6 +47,13 @@ struct Sums {
     read_bytes: u64,
     lookups: u64,
     hits: u64,
+    gpu: Option<GpuSums>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct GpuSums {
+    hits: u64,
+    copied_bytes: u64,
 }
 
 impl Rates {
@@ -71,13 +83,21 @@ impl Rates {
 
 impl Sums {
     fn of(status: &EngineStatus) -> Sums {
-        let totals = &status.totals;
+        let (totals, stream) = (&status.totals, &status.stream);
+        // With a GPU, memory is asked only for what GPU memory lacks.
+        let (lookups, hits) = match &stream.device {
+            None => (stream.unit_lookups, stream.unit_hits),
+            Some(device) => (device.lookups, device.hits + device.host_hits),
+        };
         Sums {
             generated_tokens: totals.generated_tokens,
             computed_tokens: totals.prompt_tokens.saturating_sub(totals.reused_tokens),
-            read_bytes: status.stream.read_bytes,
-            lookups: status.stream.unit_lookups,
-            hits: status.stream.unit_hits,
+            read_bytes: stream.read_bytes,
+            lookups,
+            hits,
+            gpu: stream
+                .device
+                .map(|device| GpuSums { hits: device.hits, copied_bytes: device.copied_bytes }),
         }
     }
 
@@ -88,6 +108,10 @@ impl Sums {
             read_bytes: self.read_bytes.checked_sub(earlier.read_bytes)?,
             lookups: self.lookups.checked_sub(earlier.lookups)?,
             hits: self.hits.checked_sub(earlier.hits)?,
+            gpu: match (self.gpu, earlier.gpu) {
+                (Some(now), Some(earlier)) => Some(now.since(&earlier)?),
+                (now, _) => now,
+            },
         })
     }
 
@@ -98,8 +122,25 @@ impl Sums {
             decode_tokens_per_s: per_s(self.generated_tokens),
             prompt_tokens_per_s: per_s(self.computed_tokens),
             read_bytes_per_s: per_s(self.read_bytes),
-            hit_rate: (self.lookups > 0).then(|| self.hits as f64 / self.lookups as f64),
+            hit_rate: self.share(self.hits),
+            gpu_hit_rate: self.gpu.and_then(|gpu| self.share(gpu.hits)),
+            copied_bytes_per_s: self.gpu.map(|gpu| per_s(gpu.copied_bytes)),
         }
+    }
+
+    /// Of all lookups.
+    #[allow(clippy::cast_precision_loss)] // for a drawing
+    fn share(&self, of: u64) -> Option<f64> {
+        (self.lookups > 0).then(|| of as f64 / self.lookups as f64)
+    }
+}
+
+impl GpuSums {
+    fn since(&self, earlier: &GpuSums) -> Option<GpuSums> {
+        Some(GpuSums {
+            hits: self.hits.checked_sub(earlier.hits)?,
+            copied_bytes: self.copied_bytes.checked_sub(earlier.copied_bytes)?,
+        })
     }
 }
 
@@ -132,5 +173,24 @@ mod tests {
         assert_eq!(rates.of("m", &status(3, 0), at(5000)).unwrap().decode_tokens_per_s, 2.0);
         rates.keep(|_| false);
         assert_eq!(rates.of("m", &status(3, 0), at(9000)), None);
+    }
+
+    #[test]
+    fn with_a_gpu_each_tier_has_its_share() {
+        let rates = Rates::default();
+        let begin = Instant::now();
+        let status = |lookups, hits, host_hits| {
+            let mut device = hypura_engine::DeviceStats::default();
+            (device.lookups, device.hits, device.host_hits) = (lookups, hits, host_hits);
+            device.copied_bytes = lookups * 100;
+            let mut status = status(0, 7);
+            status.stream.device = Some(device);
+            status
+        };
+        assert_eq!(rates.of("m", &status(0, 0, 0), begin), None);
+        let later = begin + Duration::from_secs(2);
+        let rate = rates.of("m", &status(8, 4, 3), later).unwrap();
+        assert_eq!((rate.hit_rate, rate.gpu_hit_rate), (Some(0.875), Some(0.5)));
+        assert_eq!(rate.copied_bytes_per_s, Some(400.0));
     }
 }

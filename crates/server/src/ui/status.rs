@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
-use hypura_engine::{EngineStatus, ExpertMap};
+use hypura_engine::{EngineStatus, ExpertMap, StreamStats};
 use serde::Serialize;
 
 use super::rates::Rate;
@@ -21,6 +21,8 @@ pub(super) struct Status {
     uptime_s: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     budget_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vram_budget_bytes: Option<u64>,
     rss_bytes: u64,
     requests: Requests,
     models: Vec<Model>,
@@ -47,6 +49,8 @@ struct Model {
     expires_at: Option<DateTime<Utc>>,
     model_bytes: u64,
     memory_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vram_bytes: Option<u64>,
     tiers: Tiers,
     stream: Stream,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,6 +64,8 @@ struct Model {
 /// Where its bytes are: as planned, and attention state as it is.
 #[derive(Serialize)]
 struct Tiers {
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    vram: Option<Vram>,
     ram_weights_bytes: u64,
     ram_slots_bytes: u64,
     ram_kv_bytes: u64,
@@ -72,12 +78,33 @@ struct Tiers {
     kv_cold_bytes: Option<u64>,
 }
 
+/// What is in GPU memory.
+#[derive(Serialize)]
+struct Vram {
+    vram_weights_bytes: u64,
+    vram_slots_bytes: u64,
+    vram_kv_bytes: u64,
+    vram_buffers_bytes: u64,
+}
+
 #[derive(Serialize)]
 struct Stream {
     lookups: u64,
     hits: u64,
     read_bytes: u64,
     read_wait_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<GpuStream>,
+}
+
+/// What happened between memory and the GPU.
+#[derive(Serialize)]
+struct GpuStream {
+    lookups: u64,
+    hits: u64,
+    memory_hits: u64,
+    copied_bytes: u64,
+    computed_in_place: u64,
 }
 
 #[derive(Serialize)]
@@ -116,6 +143,7 @@ pub(super) async fn show(State(app): State<Shared>) -> Json<Status> {
         version: env!("CARGO_PKG_VERSION"),
         uptime_s: app.started.elapsed().as_secs(),
         budget_bytes: app.config.memory_bytes,
+        vram_budget_bytes: app.config.gpu_memory_bytes,
         rss_bytes: hypura_engine::llama::process::rss_bytes(),
         requests: Requests {
             active: app.metrics.active(),
@@ -142,13 +170,9 @@ impl Model {
             expires_at: model.expires_at,
             model_bytes: facts.weight_bytes,
             memory_bytes: model.memory_bytes,
+            vram_bytes: Some(model.vram_bytes).filter(|&bytes| bytes > 0),
             tiers: Tiers::of(&facts.tiers, &status),
-            stream: Stream {
-                lookups: status.stream.unit_lookups,
-                hits: status.stream.unit_hits,
-                read_bytes: status.stream.read_bytes,
-                read_wait_ms: status.stream.read_wait.as_secs_f64() * 1000.0,
-            },
+            stream: Stream::of(&status.stream),
             rates: app.rates.of(name, &status, now),
             totals: Totals {
                 prompt_tokens: status.totals.prompt_tokens,
@@ -161,9 +185,34 @@ impl Model {
     }
 }
 
+impl Stream {
+    fn of(stats: &StreamStats) -> Stream {
+        Stream {
+            lookups: stats.unit_lookups,
+            hits: stats.unit_hits,
+            read_bytes: stats.read_bytes,
+            read_wait_ms: stats.read_wait.as_secs_f64() * 1000.0,
+            gpu: stats.device.map(|device| GpuStream {
+                lookups: device.lookups,
+                hits: device.hits,
+                memory_hits: device.host_hits,
+                copied_bytes: device.copied_bytes,
+                computed_in_place: device.computed_in_place,
+            }),
+        }
+    }
+}
+
 impl Tiers {
     fn of(planned: &models::Tiers, status: &EngineStatus) -> Tiers {
+        let vram = (planned.vram_bytes() > 0).then_some(Vram {
+            vram_weights_bytes: planned.vram_weights_bytes,
+            vram_slots_bytes: planned.vram_slots_bytes,
+            vram_kv_bytes: planned.vram_kv_bytes,
+            vram_buffers_bytes: planned.vram_buffers_bytes,
+        });
         Tiers {
+            vram,
             ram_weights_bytes: planned.ram_weights_bytes,
             ram_slots_bytes: planned.ram_slots_bytes,
             ram_kv_bytes: planned.ram_kv_bytes,

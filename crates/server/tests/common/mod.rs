@@ -16,7 +16,9 @@ use hypura_engine::{
 };
 use hypura_hub::{Entry, Stores};
 use hypura_server::answer::KeepAlive;
-use hypura_server::models::{Facts, Loader, ModelError, Models, Needs, Runner, Tiers, Want};
+use hypura_server::models::{
+    Budget, Facts, Loader, ModelError, Models, Needs, Runner, Tiers, Want,
+};
 use hypura_server::{App, Config, Shared, router};
 use serde_json::Value;
 use tower::ServiceExt;
@@ -59,6 +61,13 @@ pub(crate) struct Stage {
     pub(crate) cancelled: Mutex<usize>,
     /// How often a model was loaded.
     pub(crate) loads: Mutex<Vec<String>>,
+    /// Within what, each time.
+    pub(crate) budgets: Mutex<Vec<Budget>>,
+    /// What models need, and where their bytes are, if a test says it.
+    pub(crate) needs: Mutex<Option<Needs>>,
+    pub(crate) tiers: Mutex<Tiers>,
+    /// What the engine has counted.
+    pub(crate) status: Mutex<EngineStatus>,
     pub(crate) is_busy: Mutex<bool>,
     pub(crate) has_stopped: Mutex<bool>,
 }
@@ -183,7 +192,7 @@ impl Runner for Scripted {
     }
 
     fn status(&self) -> EngineStatus {
-        EngineStatus::default()
+        self.stage.status.lock().unwrap().clone()
     }
 
     fn settle(&self, _at_most: Duration) {}
@@ -200,17 +209,19 @@ struct ScriptedLoader(Arc<Stage>);
 
 impl Loader for ScriptedLoader {
     fn needs(&self, _entry: &Entry, _want: &Want) -> Result<Needs, ModelError> {
-        Ok(Needs { resident_bytes: 100, free_bytes: 1 << 30 })
+        let needs = *self.0.needs.lock().unwrap();
+        Ok(needs.unwrap_or(Needs { resident_bytes: 100, free_bytes: 1 << 30, ..Needs::default() }))
     }
 
     fn load(
         &self,
         entry: &Entry,
         want: &Want,
-        _memory_bytes: Option<u64>,
+        budget: Budget,
         _progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Arc<dyn Runner>, ModelError> {
         self.0.loads.lock().unwrap().push(entry.name.clone());
+        self.0.budgets.lock().unwrap().push(budget);
         let facts = Facts {
             template: ChatTemplate::new(TEMPLATE, "", "").unwrap(),
             n_ctx: want.num_ctx.map_or(N_CTX, |n| n as usize),
@@ -222,7 +233,7 @@ impl Loader for ScriptedLoader {
             architecture: "llama".into(),
             mode: "full-resident".into(),
             load_time: Duration::ZERO,
-            tiers: Tiers::default(),
+            tiers: *self.0.tiers.lock().unwrap(),
         };
         Ok(Arc::new(Scripted { facts, stage: Arc::clone(&self.0) }))
     }
@@ -278,6 +289,10 @@ impl Served {
     }
 
     pub(crate) fn with(config: Config) -> Served {
+        Served::within(config, Budget { memory_bytes: Some(1 << 30), gpu_memory_bytes: None })
+    }
+
+    pub(crate) fn within(config: Config, budget: Budget) -> Served {
         let folder = tempfile::tempdir().unwrap();
         let recipe = hypura_testkit::tiny::find("llama").unwrap();
         let model = recipe.model(recipe.default_mix, 1).unwrap();
@@ -291,7 +306,7 @@ impl Served {
         let stage = Arc::new(Stage::default());
         let loader = Arc::new(ScriptedLoader(Arc::clone(&stage)));
         let keep = KeepAlive::For(Duration::from_secs(300));
-        let models = Models::new(stores, loader, keep, Some(1 << 30));
+        let models = Models::new(stores, loader, keep, budget);
         Served { app: App::new(config, models), stage, folder }
     }
 

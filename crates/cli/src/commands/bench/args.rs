@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::args::{LayoutArg, RunArgs};
+use crate::args::{GpuArgs, LayoutArg, RunArgs};
 use crate::size;
 
 const MEASURING: &str = "Measuring";
@@ -45,6 +45,9 @@ pub(crate) struct BenchArgs {
     /// those of the file: llama.cpp's mmap then needs memory of its own for them
     #[arg(long, value_enum, default_value_t = LayoutArg::Plain)]
     pub(crate) layout: LayoutArg,
+
+    #[command(flatten)]
+    pub(crate) gpu: GpuArgs,
 
     /// What the model continues [default: a passage of about a hundred words]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]

@@ -136,6 +136,8 @@ pub(super) enum Texts {
     One,
     /// Rearranged weights are multiplied in another order where they are streamed.
     LayoutNotPlain,
+    /// A GPU rounds otherwise than the CPU does, and one kernel of it otherwise than another.
+    GpuDiffers,
     /// Prompts were computed in micro-batches of different sizes, or by different numbers of
     /// threads: sums are rounded differently.
     SplitDiffers,
@@ -278,6 +280,8 @@ fn texts(records: &[Record], memory_bytes: u64) -> Texts {
     };
     if others.iter().all(|run| run.text() == first.text()) {
         Texts::Agree
+    } else if runs.iter().any(|run| run.has_gpu()) {
+        Texts::GpuDiffers
     } else if others.iter().all(|run| run.split() == first.split()) {
         Texts::Differ
     } else {
@@ -375,6 +379,9 @@ mod tests {
         assert_eq!(compare(&records[..1], 100, true, true).texts, Texts::One);
         records[2].stats["text_sha256"] = json!("b");
         assert_eq!(compare(&records, 100, true, true).texts, Texts::Differ);
+        records[0].stats["gpu"] = json!({});
+        assert_eq!(compare(&records, 100, true, true).texts, Texts::GpuDiffers);
+        records[0].stats["gpu"] = Value::Null;
         records[2].stats["n_ubatch"] = json!(512);
         records[2].stats["threads"] = json!(2);
         assert_eq!(compare(&records, 100, true, true).texts, Texts::SplitDiffers);

@@ -8,6 +8,7 @@ mod args;
 mod cache;
 mod child;
 mod compare;
+mod device;
 mod energy;
 mod fence;
 mod picture;
@@ -90,7 +91,7 @@ fn document(
 ) -> anyhow::Result<serde_json::Value> {
     let arguments: Vec<String> =
         std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    Ok(json!({
+    let mut document = json!({
         "format": "hypura-bench",
         "version": JSON_VERSION,
         "hypura": env!("CARGO_PKG_VERSION"),
@@ -117,7 +118,11 @@ fn document(
         "notes": setup.notes,
         "comparisons": comparisons,
         "runs": records,
-    }))
+    });
+    if let Some(device) = &setup.device {
+        document["settings"]["gpu"] = serde_json::to_value(device)?;
+    }
+    Ok(document)
 }
 
 fn unix_s() -> u64 {

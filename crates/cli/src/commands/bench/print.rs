@@ -70,6 +70,10 @@ fn one(out: &mut impl Write, comparison: &Comparison) -> std::io::Result<()> {
             out,
             "  the texts differ, as each side chose its own micro-batches; compare them with --ubatch"
         )?,
+        Texts::GpuDiffers => writeln!(
+            out,
+            "  the texts differ: a GPU rounds otherwise than a CPU, and from kernel to kernel"
+        )?,
         Texts::LayoutNotPlain => {
             writeln!(out, "  the texts were not compared; that needs --layout plain")?;
         }

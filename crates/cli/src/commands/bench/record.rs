@@ -121,12 +121,54 @@ impl Record {
         self.stat(name).filter(|value| *value > 0.0)
     }
 
+    /// Whether a GPU computed. Then what the engine counts of experts in memory is only of those that
+    /// GPU memory lacked, and it does not know how long was computed.
+    pub(super) fn has_gpu(&self) -> bool {
+        self.stats.get("gpu").is_some_and(Value::is_object)
+    }
+
+    /// A number of what happened between memory and the GPU: for prompt and answer (`tier`), or for
+    /// the tokens after the first (`decode_tier`).
+    fn gpu_stat(&self, of: &str, name: &str) -> Option<f64> {
+        self.stats.get("gpu")?.get(of)?.get(name)?.as_f64()
+    }
+
+    /// The share of all experts that this number of the GPU's is.
+    fn gpu_share(&self, name: &str) -> Option<f64> {
+        let number = |name| self.gpu_stat("tier", name);
+        let all = number("lookups")? + number("computed_in_place").unwrap_or(0.0);
+        Some(number(name)? / Some(all).filter(|all| *all > 0.0)?)
+    }
+
+    fn hit_rate(&self) -> Option<f64> {
+        if self.has_gpu() {
+            return self.gpu_share("host_hits");
+        }
+        Some(self.stat("unit_hits")? / self.positive("unit_lookups")?)
+    }
+
+    /// The same for the tokens after the 32nd; not counted with a GPU.
+    fn rest_hit_rate(&self) -> Option<f64> {
+        if self.has_gpu() {
+            return None;
+        }
+        Some(self.stat("decode_rest_hits")? / self.positive("decode_rest_lookups")?)
+    }
+
+    /// Bytes of weights that were copied to the GPU for each token after the first.
+    fn copied_bytes_per_token(&self) -> Option<f64> {
+        if self.side != Side::Hypura {
+            return None;
+        }
+        Some(self.gpu_stat("decode_tier", "copied_bytes")? / self.decoded_tokens()?)
+    }
+
     /// The segments of the tokens after the first, or after the 32nd, and how many tokens those are.
     /// `None` if the engine doesn't tell, or not of whole tokens.
     pub(super) fn segments(&self, of_rest: bool) -> Option<(&[Segment], f64)> {
         let number = |name| usize::try_from(self.stats.get(name)?.as_u64()?).ok();
         let decoded = number("generated_tokens")?.checked_sub(1).filter(|n| *n > 0)?;
-        if self.segments.is_empty() {
+        if self.segments.is_empty() || self.has_gpu() {
             return None;
         }
         if !of_rest {
@@ -204,7 +246,7 @@ pub(super) const PROMPT: Metric = Metric {
 };
 
 /// All of them, in the order in which they are printed.
-pub(super) const METRICS: [Metric; 14] = [
+pub(super) const METRICS: [Metric; 17] = [
     DECODE,
     FIRST,
     REST,
@@ -222,16 +264,28 @@ pub(super) const METRICS: [Metric; 14] = [
         of: |run| Some(run.stat("load_ms")? / 1e3),
     },
     Metric {
+        key: "gpu_hit_rate",
+        label: "experts found in GPU memory",
+        unit: Unit::Share,
+        of: |run| run.gpu_share("hits"),
+    },
+    Metric {
         key: "hit_rate",
         label: "experts found in memory",
         unit: Unit::Share,
-        of: |run| Some(run.stat("unit_hits")? / run.positive("unit_lookups")?),
+        of: Record::hit_rate,
     },
     Metric {
         key: "decode_rest_hit_rate",
         label: "  tokens 33 and on",
         unit: Unit::Share,
-        of: |run| Some(run.stat("decode_rest_hits")? / run.positive("decode_rest_lookups")?),
+        of: Record::rest_hit_rate,
+    },
+    Metric {
+        key: "computed_in_place_rate",
+        label: "experts left to the CPU",
+        unit: Unit::Share,
+        of: |run| run.gpu_share("computed_in_place").filter(|share| *share > 0.0),
     },
     Metric {
         key: "read_bytes_per_token",
@@ -244,6 +298,12 @@ pub(super) const METRICS: [Metric; 14] = [
         label: "  tokens 33 and on",
         unit: Unit::Bytes,
         of: Record::rest_read_bytes_per_token,
+    },
+    Metric {
+        key: "copied_bytes_per_token",
+        label: "copied to the GPU per token",
+        unit: Unit::Bytes,
+        of: Record::copied_bytes_per_token,
     },
     Metric {
         key: "process_read_bytes",
@@ -325,6 +385,43 @@ pub(super) mod tests {
         // A mapping's reads are not in the engine's count.
         let run = record(1, Side::Mmap, 1, run.stats);
         assert_eq!(run.read_bytes_per_token(), None);
+    }
+
+    #[test]
+    fn with_a_gpu_experts_are_counted_by_tier() {
+        let gpu = |in_place: u64| {
+            let tier = json!({
+                "lookups": 80, "hits": 50, "host_hits": 20, "computed_in_place": in_place,
+                "copied_bytes": 9000,
+            });
+            json!({"name": "a GPU", "tier": tier, "decode_tier": tier})
+        };
+        let stats = |gpu: Value| {
+            let segments = [json!({"compute_us": 1, "missing_bytes": 7})];
+            json!({
+                "generated_tokens": 11, "decode_read_bytes": 500, "unit_lookups": 30,
+                "unit_hits": 20, "decode_rest_lookups": 3, "decode_rest_hits": 2, "gpu": gpu,
+                "decode_segments": segments,
+            })
+        };
+        let of = |side, gpu, key| {
+            let run = record(1, side, 1, stats(gpu));
+            assert!(run.segments(false).is_none(), "how long it computed is not known");
+            METRICS.iter().find(|metric| metric.key == key).and_then(|metric| (metric.of)(&run))
+        };
+        let ours = |in_place, key| of(Side::Hypura, gpu(in_place), key);
+        assert_eq!((ours(0, "gpu_hit_rate"), ours(0, "hit_rate")), (Some(0.625), Some(0.25)));
+        assert_eq!((ours(20, "gpu_hit_rate"), ours(20, "hit_rate")), (Some(0.5), Some(0.2)));
+        let in_place = "computed_in_place_rate";
+        assert_eq!((ours(0, in_place), ours(20, in_place)), (None, Some(0.2)));
+        assert_eq!(ours(0, "decode_rest_hit_rate"), None);
+        assert_eq!(ours(0, "copied_bytes_per_token"), Some(900.0));
+        assert_eq!(ours(0, "read_bytes_per_token"), Some(50.0));
+        // All weights on the GPU: nothing is looked up.
+        let whole = json!({"name": "a GPU", "tier": null, "decode_tier": null});
+        for key in ["gpu_hit_rate", "hit_rate", "copied_bytes_per_token"] {
+            assert_eq!(of(Side::Mmap, whole.clone(), key), None, "{key}");
+        }
     }
 
     #[test]

@@ -165,6 +165,7 @@ fn arguments(setup: &Setup<'_>, side: Side, memory: u64) -> Vec<OsString> {
         Side::Mmap => add("--baseline", "mmap"),
         Side::Resident => add("--baseline", "read"),
     }
+    out.extend(setup.device_arguments(side));
     // Both sides compute the same number of tokens, whatever they say, and no round knows what an
     // earlier one with the same prompt needed.
     out.extend(

@@ -1,13 +1,15 @@
 //! What is going to be measured, decided and checked before anything runs.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use hypura_engine::profile::{Drive, probe_cpu, probe_memory};
-use hypura_engine::{LoadOptions, plan_only};
+use hypura_engine::{GpuChoice, LoadOptions, plan_only};
 use serde_json::json;
 
 use super::args::BenchArgs;
+use super::device::Device;
 use super::fence::Fence;
 use super::json_file;
 use super::record::Side;
@@ -44,6 +46,8 @@ pub(super) struct Setup<'a> {
     /// Who runs at each budget, in this order.
     pub(super) sides: Vec<Side>,
     pub(super) fence: Option<Fence>,
+    /// The GPU that computes, if one does.
+    pub(super) device: Option<Device>,
     /// Where JSON goes.
     pub(super) json: Option<PathBuf>,
     pub(super) machine: serde_json::Value,
@@ -60,13 +64,17 @@ impl<'a> Setup<'a> {
         let mut memory_bytes = args.memory.clone();
         memory_bytes.sort_unstable();
         memory_bytes.dedup();
-        let options = |memory| LoadOptions {
-            memory_bytes: Some(memory),
-            ubatch_tokens: args.ubatch,
-            threads: args.threads,
-            ctx_tokens: args.ctx.unwrap_or_else(|| LoadOptions::default().ctx_tokens),
-            profile_dir: crate::home::cache(),
-            ..LoadOptions::default()
+        let options = |memory| {
+            let mut options = LoadOptions {
+                memory_bytes: Some(memory),
+                ubatch_tokens: args.ubatch,
+                threads: args.threads,
+                ctx_tokens: args.ctx.unwrap_or_else(|| LoadOptions::default().ctx_tokens),
+                profile_dir: crate::home::cache(),
+                ..LoadOptions::default()
+            };
+            args.gpu.set(&mut options);
+            options
         };
         // The smallest budget that was asked for is refused first. Surveys the machine, so that the
         // first run does not have to.
@@ -74,6 +82,7 @@ impl<'a> Setup<'a> {
             plan_only(&model, &options(memory))?;
         }
         let (gguf, whole) = plan_only(&model, &options(u64::MAX >> 4))?;
+        let device = Device::of(&args.gpu, &whole)?;
         let json = args.json.as_ref().map(|path| json_file(path, &model));
         for path in [&json, &args.svg].into_iter().flatten() {
             check_writable(path)?;
@@ -90,6 +99,7 @@ impl<'a> Setup<'a> {
                 None
             }
         };
+        notes.extend(device.as_ref().map(Device::note));
         if fence.is_some() && has_swap() {
             notes.push("swap is on; the control groups forbid it to both sides".to_owned());
         }
@@ -115,6 +125,7 @@ impl<'a> Setup<'a> {
             memory_bytes,
             sides,
             fence,
+            device,
             json,
             notes,
         })
@@ -128,6 +139,19 @@ impl<'a> Setup<'a> {
     pub(super) fn layout(&self) -> String {
         let value = self.args.layout.to_possible_value();
         value.map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// What a side's process is told of what computes.
+    pub(super) fn device_arguments(&self, side: Side) -> Vec<OsString> {
+        match &self.device {
+            Some(device) => device.arguments(&self.args.gpu, side),
+            None => match self.args.gpu.choice() {
+                GpuChoice::Auto => Vec::new(),
+                GpuChoice::Off => ["--gpu", "off"].map(OsString::from).to_vec(),
+                // It computes with our memory.
+                GpuChoice::Named(name) => ["--gpu", name].map(OsString::from).to_vec(),
+            },
+        }
     }
 
     pub(super) fn prompt(&self) -> &str {

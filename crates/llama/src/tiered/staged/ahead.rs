@@ -9,11 +9,11 @@ use std::ptr::null_mut;
 
 use llama_cpp_sys_2 as sys;
 
+use super::super::StreamKind;
 use super::super::compute::{Stop, Use};
 use super::super::device::{BackendContext, Stream};
 use super::super::passes::{Descriptions, PassScratch};
 use super::super::predict::{self, Router, Step};
-use super::super::StreamKind;
 use super::stage::Pinned;
 use super::{Walk, status};
 use crate::abi::{Buffer, Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};

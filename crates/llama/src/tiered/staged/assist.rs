@@ -22,9 +22,9 @@ use crate::cpu::cpu;
 use crate::threads::Threadpool;
 
 /// Numbers of parts, as the engine gives them.
-const GATE: u8 = 0;
-const UP: u8 = 1;
-const DOWN: u8 = 2;
+pub(super) const GATE: u8 = 0;
+pub(super) const UP: u8 = 1;
+pub(super) const DOWN: u8 = 2;
 
 /// The CPU's side.
 pub(super) struct Assist {
@@ -73,9 +73,9 @@ pub(super) struct Shared {
     /// Where the layer's input was read to: `[n_embd]` in f32.
     input: *mut u8,
     n_in: i64,
-    gate: *mut Tensor,
-    up: *mut Tensor,
-    glu: *mut Tensor,
+    pub(super) gate: *mut Tensor,
+    pub(super) up: *mut Tensor,
+    pub(super) glu: *mut Tensor,
     /// The last product's node.
     pub(super) down: usize,
     /// Sorted.
@@ -117,7 +117,7 @@ impl Walk<'_> {
     }
 
     /// The products of a layer and the gate between them, if that is all there is.
-    unsafe fn recognise(&self, layer: u32, ids: *mut Tensor) -> Option<Shared> {
+    pub(super) unsafe fn recognise(&self, layer: u32, ids: *mut Tensor) -> Option<Shared> {
         let node_of = |wanted: u8| {
             let mut found =
                 self.uses.iter().filter(|u| u.kind == StreamKind::Experts { layer, part: wanted });
@@ -148,7 +148,7 @@ impl Walk<'_> {
                 && (*up).src[1] == x
                 && [gate, up, node(down)].iter().all(|&n| (*n).src[2] == ids)
                 && (*x).type_ == sys::GGML_TYPE_F32
-                && sys::ggml_nelements(x) == (&(*x).ne)[0]
+                && graph::dim(x, 1) == 1
                 && sys::ggml_is_contiguous(x)
                 && sys::ggml_is_contiguous(node(down));
             is_plain.then(|| Shared {

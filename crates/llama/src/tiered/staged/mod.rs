@@ -29,9 +29,9 @@ pub(super) use stage::Stage;
 
 use self::ahead::Asked;
 use self::assist::Shared;
-use super::predict::Router;
 use super::compute::{self, Restore, STOPPED, Stop, Use};
 use super::device::{BackendContext, Stream};
+use super::predict::Router;
 use super::{Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
 use crate::abi::{self, Graph, Tensor};
 
@@ -150,6 +150,8 @@ struct Layer {
     n_tokens: usize,
     /// Whether all needed experts have slots at once; else each matmul is done in passes.
     fits: bool,
+    /// Whether all of its products are launched already.
+    is_done: bool,
     remapped: *mut Tensor,
     /// What the CPU computes of it.
     shared: Option<Shared>,
@@ -234,6 +236,9 @@ impl Walk<'_> {
             let Some(slots) = slots else {
                 return Err(Stop::Internal(format!("layer {layer} has no slots on the device")));
             };
+            if state.is_done {
+                return Ok(());
+            }
             if state.fits {
                 self.restore.note(node);
                 (*node).src[0] = slots.tensor;
@@ -244,11 +249,40 @@ impl Walk<'_> {
                 return Ok(());
             }
             let (n_used, n_tokens) = (state.n_used, state.n_tokens);
-            let job = passes::Job { node, slots: slots.tensor, layer, part, n_used, n_tokens };
             self.launch_to(i)?;
+            let one = passes::Product { node, slots: slots.tensor };
+            let (steps, parts, end) = match self.all_steps(layer, ids) {
+                Some((steps, down)) => (steps, self.stream.memory.parts_of_layer(layer), down),
+                None => (passes::Steps::One(one), 1 << part, i),
+            };
+            let is_done = end > i;
+            let job = passes::Job { steps, layer, parts, n_used, n_tokens };
             passes::run(self.context, self.stage, self.stream, &job)?;
-            self.start = i + 1;
+            self.start = end + 1;
+            if let Some(state) = &mut self.layer {
+                state.is_done = is_done;
+            }
             Ok(())
+        }
+    }
+
+    /// All products of a layer, and the node of the last one, if nothing lies between them but the
+    /// gate.
+    unsafe fn all_steps(&self, layer: u32, ids: *mut Tensor) -> Option<(passes::Steps, usize)> {
+        // SAFETY: as `run`.
+        unsafe {
+            let found = self.recognise(layer, ids)?;
+            let front = self.stream.memory.front()?;
+            let product = |node: *mut Tensor, part: u8| {
+                Some(passes::Product { node, slots: front.part(layer, part)?.tensor })
+            };
+            let steps = passes::Steps::All {
+                gate: product(found.gate, assist::GATE)?,
+                up: product(found.up, assist::UP)?,
+                glu: found.glu,
+                down: product(self.nodes[found.down], assist::DOWN)?,
+            };
+            Some((steps, found.down))
         }
     }
 
@@ -289,7 +323,16 @@ impl Walk<'_> {
                 let remapped = self.remap(layer, n_used, n_tokens)?;
                 self.deferred = Some(layer);
                 let (fits, shared) = (true, None);
-                self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped, shared });
+                self.layer = Some(Layer {
+                    layer,
+                    ids,
+                    n_used,
+                    n_tokens,
+                    fits,
+                    is_done: false,
+                    remapped,
+                    shared,
+                });
                 return Ok(());
             }
             residency.computed();
@@ -321,7 +364,16 @@ impl Walk<'_> {
                 remapped = self.remap(layer, n_used, n_tokens)?;
             }
             let shared = shared.filter(|shared| fits && !shared.experts.is_empty());
-            self.layer = Some(Layer { layer, ids, n_used, n_tokens, fits, remapped, shared });
+            self.layer = Some(Layer {
+                layer,
+                ids,
+                n_used,
+                n_tokens,
+                fits,
+                is_done: false,
+                remapped,
+                shared,
+            });
             Ok(())
         }
     }

@@ -1,10 +1,14 @@
-//! A prompt's expert matmul whose experts do not fit the device's slots at once.
+//! A prompt's experts that do not fit the device's slots at once.
 //!
-//! As in [`super::super::passes`], groups of experts are multiplied one after the other:
-//! `get_rows -> mul_mat_id -> set_rows`. Here a group takes at most half of the slots, so that the
-//! next one's bytes are copied while it is computed, and nothing is waited for: the copy stream
-//! waits for the group before the last one, whose slots it overwrites, and the compute stream for
-//! the copies.
+//! As in [`super::super::passes`], groups of experts are done one after the other, and rows are
+//! gathered and scattered: `get_rows -> mul_mat_id -> set_rows`. Here a group takes at most half of
+//! the slots, so that the next one's bytes are copied while it is computed, and nothing is waited
+//! for: the copy stream waits for the group before the last one, whose slots it overwrites, and the
+//! compute stream for the copies.
+//!
+//! Where nothing lies between a layer's products but the gate, all of them are done for a group
+//! before the next one, `down(glu(gate x, up x))`: product by product, the slots would be given away
+//! three times.
 //!
 //! ggml's CUDA backend takes another kernel for eight rows or fewer, which rounds differently. The
 //! whole matmul would have taken the one for many rows: so a short group repeats its last row.
@@ -16,23 +20,49 @@ use llama_cpp_sys_2 as sys;
 use super::super::compute::Stop;
 use super::super::device::{BackendContext, Stream};
 use super::super::graph;
-use super::super::passes::Descriptions;
+use super::super::passes::{Descriptions, PassScratch};
 use super::{Stage, status, upload};
 use crate::abi::{self, Tensor};
 
-/// One matmul to do in passes.
+/// What to do in passes.
 pub(super) struct Job {
-    pub(super) node: *mut Tensor,
-    /// The device's slots for this part.
-    pub(super) slots: *mut Tensor,
+    pub(super) steps: Steps,
     pub(super) layer: u32,
-    pub(super) part: u8,
+    /// The parts of experts that it reads, as a mask.
+    pub(super) parts: u8,
     pub(super) n_used: usize,
     pub(super) n_tokens: usize,
 }
 
-/// How many times the rows of the largest expert (all tokens) one group may hold.
-const ROWS_FACTOR: usize = 2;
+/// The products of a job; each with the node that it stands for, and the device's slots for its
+/// part.
+pub(super) enum Steps {
+    /// One product.
+    One(Product),
+    /// Gate, up, what gates them, and down.
+    All { gate: Product, up: Product, glu: *mut Tensor, down: Product },
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    pub(super) node: *mut Tensor,
+    pub(super) slots: *mut Tensor,
+}
+
+impl Steps {
+    /// What is multiplied first.
+    unsafe fn input(&self) -> *mut Tensor {
+        let (Steps::One(first) | Steps::All { gate: first, .. }) = self;
+        // SAFETY: a node of a live graph.
+        unsafe { (*first.node).src[1] }
+    }
+
+    /// What gets the rows.
+    fn output(&self) -> *mut Tensor {
+        let (Steps::One(last) | Steps::All { down: last, .. }) = self;
+        last.node
+    }
+}
 /// Up to this many tokens ggml's CUDA backend multiplies vectors (`MMVQ_MAX_BATCH_SIZE` in
 /// `mmvq.cuh`).
 const VECTOR_ROWS_MAX: usize = 8;
@@ -48,7 +78,7 @@ struct Rows {
 /// Launches the matmul.
 ///
 /// # Safety
-/// `job.node` is a node of the graph being computed, and everything before it is launched.
+/// The job's nodes are of the graph being computed, and everything before them is launched.
 pub(super) unsafe fn run(
     context: &BackendContext,
     stage: &mut Stage,
@@ -56,14 +86,13 @@ pub(super) unsafe fn run(
     job: &Job,
 ) -> Result<(), Stop> {
     let Stream { memory, residency, scratch } = stream;
-    let (layer, parts) = (job.layer, 1 << job.part);
+    let (layer, parts) = (job.layer, job.parts);
     let capacity = residency.device_capacity(layer);
     if capacity == 0 {
         return Err(Stop::Internal("a layer without slots on the device".into()));
     }
     let half = (capacity / 2).max(1);
-    let rows_max =
-        if job.n_tokens <= VECTOR_ROWS_MAX { VECTOR_ROWS_MAX } else { job.n_tokens * ROWS_FACTOR };
+    let rows_max = if job.n_tokens <= VECTOR_ROWS_MAX { VECTOR_ROWS_MAX } else { job.n_tokens };
     let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
     for id in &scratch.ids {
         *counts.entry(id.unsigned_abs()).or_default() += 1;
@@ -74,6 +103,10 @@ pub(super) unsafe fn run(
     let mut groups: [Vec<u32>; 2] = Default::default();
     let mut slots = Vec::new();
     let mut rows = Rows::default();
+    // SAFETY: the caller's promise.
+    let kept = unsafe { keep_input(context, &mut scratch.kept, &job.steps)? };
+    // SAFETY: as above.
+    let input = kept.as_ref().map_or_else(|| unsafe { job.steps.input() }, |(_, copy)| *copy);
     let mut n_groups = 0;
     while !rest.is_empty() {
         let i = n_groups;
@@ -109,7 +142,7 @@ pub(super) unsafe fn run(
             if !context.device.is_cpu && job.n_tokens > VECTOR_ROWS_MAX {
                 rows.pad(VECTOR_ROWS_MAX + 1);
             }
-            launch_group(context, stage, &mut scratch.pass, job, &rows)?;
+            launch_group(context, stage, &mut scratch.pass, job, input, &rows)?;
             stage.end_group(context, i);
         }
     }
@@ -128,7 +161,7 @@ impl Rows {
         self.slots.clear();
         self.target.clear();
         // SAFETY: the node and its input are alive.
-        let shared_input = unsafe { graph::dim((*job.node).src[1], 1) == 1 };
+        let shared_input = unsafe { graph::dim(job.steps.input(), 1) == 1 };
         for (row, &id) in ids.iter().enumerate() {
             let at = group.iter().position(|&expert| expert == id.unsigned_abs());
             let Some(&slot) = at.and_then(|at| slots.get(at)) else { continue };
@@ -152,6 +185,43 @@ impl Rows {
     }
 }
 
+/// A copy of what is multiplied, where the rows that come out take its memory: ggml gives the memory
+/// of a tensor away when the last of its readers is done, and here groups read it anew after others
+/// have written.
+///
+/// # Safety
+/// As [`run`]; the copy lives as long as its description and `memory`.
+unsafe fn keep_input(
+    context: &BackendContext,
+    memory: &mut PassScratch,
+    steps: &Steps,
+) -> Result<Option<(Descriptions, *mut Tensor)>, Stop> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (x, output) = (steps.input(), steps.output());
+        let span = |t: *mut Tensor| {
+            let start = (*t).data as usize;
+            start..start + sys::ggml_nbytes(t)
+        };
+        let (read, written) = (span(x), span(output));
+        if read.start >= written.end || written.start >= read.end {
+            return Ok(None);
+        }
+        let ctx = Descriptions::new()?;
+        let c = ctx.as_ptr();
+        let copy = sys::ggml_dup(c, x);
+        if !memory.fits(context, &[copy]) {
+            sys::ggml_backend_synchronize(context.inner);
+        }
+        memory.place(context, &[copy])?;
+        let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
+        (*copy).flags |= abi::TENSOR_FLAG_COMPUTE;
+        sys::ggml_graph_add_node(small, copy);
+        status(sys::ggml_backend_graph_compute_async(context.inner, small.cast()))?;
+        Ok(Some((ctx, copy)))
+    }
+}
+
 /// Puts one group into the compute stream.
 ///
 /// # Safety
@@ -159,14 +229,14 @@ impl Rows {
 unsafe fn launch_group(
     context: &BackendContext,
     stage: &mut Stage,
-    pass: &mut super::super::passes::PassScratch,
+    pass: &mut PassScratch,
     job: &Job,
+    x: *mut Tensor,
     rows: &Rows,
 ) -> Result<(), Stop> {
     // SAFETY: all tensors are alive; `x` and `node` are contiguous (checked).
     unsafe {
-        let node = job.node;
-        let x = (*node).src[1];
+        let node = job.steps.output();
         if !sys::ggml_is_contiguous(x) || !sys::ggml_is_contiguous(node) {
             return Err(Stop::Internal(format!(
                 "{} has an input that is not contiguous",
@@ -188,13 +258,30 @@ unsafe fn launch_group(
         let outputs = sys::ggml_view_2d(c, node, n_out, n_outputs, (&(*node).nb)[1], 0);
         let gathered = sys::ggml_get_rows(c, inputs, source_rows);
         let gathered3 = sys::ggml_reshape_3d(c, gathered, n_in, 1, p);
-        let product = sys::ggml_mul_mat_id(c, job.slots, gathered3, slots);
-        (*product).op_params = (*node).op_params;
+        let multiply = |of: &Product, rows: *mut Tensor| {
+            let product = sys::ggml_mul_mat_id(c, of.slots, rows, slots);
+            (*product).op_params = (*of.node).op_params;
+            product
+        };
+        let mut owners = vec![source_rows, slots, target_rows, gathered];
+        let mut steps = vec![inputs, outputs, gathered, gathered3];
+        let product = match &job.steps {
+            Steps::One(of) => multiply(of, gathered3),
+            Steps::All { gate, up, glu, down } => {
+                let (gate, up) = (multiply(gate, gathered3), multiply(up, gathered3));
+                let gated = sys::ggml_glu_split(c, gate, up, sys::ggml_get_glu_op(*glu));
+                (*gated).op_params = (**glu).op_params;
+                owners.extend([gate, up, gated]);
+                steps.extend([gate, up, gated]);
+                multiply(down, gated)
+            }
+        };
+        owners.push(product);
         let product2 = sys::ggml_reshape_2d(c, product, n_out, p);
         let scattered = sys::ggml_set_rows(c, outputs, product2, target_rows);
+        steps.extend([product, product2, scattered]);
 
         // A larger buffer takes the place of one that a group under way may still use.
-        let owners = [source_rows, slots, target_rows, gathered, product];
         if !pass.fits(context, &owners) {
             sys::ggml_backend_synchronize(context.inner);
         }
@@ -209,7 +296,7 @@ unsafe fn launch_group(
         stage.set(context, target_rows, &rows.target)?;
 
         let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
-        for step in [inputs, outputs, gathered, gathered3, product, product2, scattered] {
+        for step in steps {
             (*step).flags |= abi::TENSOR_FLAG_COMPUTE;
             sys::ggml_graph_add_node(small, step);
         }

@@ -106,7 +106,9 @@ fn models(loaded: &[LoadedModel], text: &mut Text) {
     if rows.is_empty() {
         return;
     }
-    for (name, help, kind, value) in MODEL_METRICS {
+    let has_gpu = loaded.iter().any(|model| model.vram_bytes > 0);
+    let of_gpu = if has_gpu { GPU_METRICS } else { &[] };
+    for (name, help, kind, value) in MODEL_METRICS.iter().chain(of_gpu) {
         let mut metric = match kind {
             Kind::Counter => text.counter(name, help),
             Kind::Gauge => text.gauge(name, help),
@@ -179,4 +181,60 @@ const MODEL_METRICS: &[(&str, &str, Kind, Value)] = &[
     ("hypura_model_kv_written_bytes_total", "State written.", Kind::Counter, |_, status| {
         status.kv.as_ref().map(|kv| kv.bytes_written as f64)
     }),
+];
+
+/// Only written while a GPU computes.
+#[allow(clippy::cast_precision_loss)] // as above
+const GPU_METRICS: &[(&str, &str, Kind, Value)] = &[
+    ("hypura_model_vram_bytes", "GPU memory that the model takes.", Kind::Gauge, |model, _| {
+        Some(model.vram_bytes as f64)
+    }),
+    (
+        "hypura_model_vram_weight_bytes",
+        "GPU memory for weights, slots included.",
+        Kind::Gauge,
+        |model, _| {
+            let tiers = &model.runner.facts().tiers;
+            Some(tiers.vram_weights_bytes.saturating_add(tiers.vram_slots_bytes) as f64)
+        },
+    ),
+    (
+        "hypura_model_ram_weight_bytes",
+        "Memory for weights, slots included.",
+        Kind::Gauge,
+        |model, _| {
+            let tiers = &model.runner.facts().tiers;
+            Some(tiers.ram_weights_bytes.saturating_add(tiers.ram_slots_bytes) as f64)
+        },
+    ),
+    (
+        "hypura_model_drive_weight_bytes",
+        "Weights that are read from the drive as they are needed.",
+        Kind::Gauge,
+        |model, _| Some(model.runner.facts().tiers.drive_weights_bytes as f64),
+    ),
+    (
+        "hypura_model_gpu_expert_lookups_total",
+        "Experts looked up in GPU memory.",
+        Kind::Counter,
+        |_, status| status.stream.device.map(|device| device.lookups as f64),
+    ),
+    (
+        "hypura_model_gpu_expert_hits_total",
+        "Experts found in GPU memory.",
+        Kind::Counter,
+        |_, status| status.stream.device.map(|device| device.hits as f64),
+    ),
+    (
+        "hypura_model_gpu_expert_memory_hits_total",
+        "Experts not found in GPU memory, but in memory.",
+        Kind::Counter,
+        |_, status| status.stream.device.map(|device| device.host_hits as f64),
+    ),
+    (
+        "hypura_model_gpu_copied_bytes_total",
+        "Weights copied to the GPU.",
+        Kind::Counter,
+        |_, status| status.stream.device.map(|device| device.copied_bytes as f64),
+    ),
 ];

@@ -161,13 +161,12 @@ pub(super) async fn ps(State(app): State<Shared>) -> Result<Json<PsResponse>, Ol
             .map(|model| LoadedModel {
                 name: model.entry.name.clone(),
                 model: model.entry.name.clone(),
-                size: model.memory_bytes,
+                size: model.memory_bytes.saturating_add(model.vram_bytes),
                 digest: model.entry.digest.clone(),
                 details: model.entry.details().map(|d| ModelDetails::of(&d)).unwrap_or_default(),
                 // Ollama's answer for ever is the longest duration that Go knows: 292 years.
                 expires_at: timestamp(model.expires_at.unwrap_or(forever)),
-                // All of it is in the machine's memory.
-                size_vram: 0,
+                size_vram: model.vram_bytes,
                 context_length: model.context_length,
             })
             .collect()

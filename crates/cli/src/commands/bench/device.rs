@@ -1,0 +1,163 @@
+//! The GPU that computes on all sides, and what llama.cpp does with it.
+
+use std::ffi::OsString;
+
+use hypura_engine::llama::Gpu;
+use hypura_engine::plan::{Mode, Plan};
+use hypura_engine::{GpuChoice, LoadError};
+use serde::Serialize;
+
+use super::record::Side;
+use crate::args::GpuArgs;
+use crate::size::show;
+
+/// A GPU, and how much of its memory each side may take.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Device {
+    pub(super) name: String,
+    description: String,
+    pub(super) memory_bytes: u64,
+    baseline: Baseline,
+    #[serde(skip)]
+    is_emulated: bool,
+}
+
+/// How llama.cpp runs beside us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Baseline {
+    /// With all weights in GPU memory.
+    Gpu,
+    /// With the experts left to the CPU.
+    ExpertsOnCpu,
+    /// Without the GPU.
+    Cpu,
+}
+
+impl Baseline {
+    /// What people use without us. `whole` is the plan within all main memory that there could be.
+    fn of(whole: &Plan, is_emulated: bool) -> Baseline {
+        let fits_without_experts = whole.gpu.as_ref().is_some_and(|gpu| gpu.ring_bytes == 0);
+        match whole.mode {
+            _ if is_emulated => Baseline::Cpu,
+            Mode::FullResident => Baseline::Gpu,
+            Mode::ExpertStreaming if fits_without_experts => Baseline::ExpertsOnCpu,
+            _ => Baseline::Cpu,
+        }
+    }
+}
+
+impl Device {
+    /// The GPU that `whole` was planned for; `None` if the CPU computes.
+    ///
+    /// # Errors
+    /// If it has gone.
+    pub(super) fn of(args: &GpuArgs, whole: &Plan) -> Result<Option<Device>, LoadError> {
+        let Some(plan) = &whole.gpu else { return Ok(None) };
+        let gpu = match args.choice() {
+            GpuChoice::Named(name) => Gpu::named(name)?,
+            _ => Gpu::first()?,
+        };
+        let is_emulated = gpu.is_emulated();
+        Ok(Some(Device {
+            name: gpu.name,
+            description: gpu.description,
+            memory_bytes: plan.budget_bytes,
+            baseline: Baseline::of(whole, is_emulated),
+            is_emulated,
+        }))
+    }
+
+    /// What a side's process is told of it.
+    pub(super) fn arguments(&self, args: &GpuArgs, side: Side) -> Vec<OsString> {
+        let mut out = match (side, self.baseline) {
+            (Side::Hypura, _) => return args.arguments(&self.name, self.memory_bytes),
+            (_, Baseline::Cpu) => return vec!["--gpu".into(), "off".into()],
+            _ => vec!["--gpu".into(), OsString::from(&self.name)],
+        };
+        if self.baseline == Baseline::ExpertsOnCpu {
+            out.push("--baseline-experts-on-cpu".into());
+        }
+        out
+    }
+
+    /// Which baseline it is, without a full stop.
+    pub(super) fn note(&self) -> String {
+        let (name, memory) = (&self.description, show(self.memory_bytes));
+        let here = format!("hypura computes on {name}, within {memory} of its memory");
+        let there = match self.baseline {
+            Baseline::Gpu => "llama.cpp on the same GPU, with all weights in its memory",
+            Baseline::ExpertsOnCpu => {
+                "llama.cpp on the same GPU, with all experts left to the CPU (--cpu-moe), as not all \
+                 weights fit into GPU memory"
+            }
+            Baseline::Cpu if self.is_emulated => {
+                "llama.cpp on the CPU, which the GPU is as well, with memory of its own"
+            }
+            Baseline::Cpu => {
+                "llama.cpp on the CPU alone, as what every token needs does not fit into GPU memory; \
+                 llama.cpp with a part of the layers there (--n-gpu-layers) was not measured"
+            }
+        };
+        format!("{here}; each other side is {there}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::super::places::tests::{planned, streamed};
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        gpu: GpuArgs,
+    }
+
+    fn device(baseline: Baseline) -> Device {
+        Device {
+            name: "CUDA0".to_owned(),
+            description: "NVIDIA H200".to_owned(),
+            memory_bytes: 1 << 30,
+            baseline,
+            is_emulated: false,
+        }
+    }
+
+    #[test]
+    fn all_sides_are_told_of_the_same_device() {
+        let line = ["bench", "--gpu", "auto", "--cpu-assist", "--gpu-slots", "6"];
+        let args = Line::try_parse_from(line).unwrap().gpu;
+        for (baseline, side, expected) in [
+            (
+                Baseline::Gpu,
+                Side::Hypura,
+                "--gpu CUDA0 --gpu-memory 1073741824 --cpu-assist --gpu-slots 6",
+            ),
+            (Baseline::Gpu, Side::Mmap, "--gpu CUDA0"),
+            (Baseline::ExpertsOnCpu, Side::Mmap, "--gpu CUDA0 --baseline-experts-on-cpu"),
+            (Baseline::ExpertsOnCpu, Side::Resident, "--gpu CUDA0 --baseline-experts-on-cpu"),
+            (Baseline::Cpu, Side::Mmap, "--gpu off"),
+        ] {
+            let arguments = device(baseline).arguments(&args, side);
+            let arguments: Vec<_> = arguments.iter().map(|a| a.to_str().unwrap()).collect();
+            assert_eq!(arguments.join(" "), expected);
+        }
+    }
+
+    #[test]
+    fn the_baseline_is_what_people_use_without_us() {
+        let (_, whole) = planned(1 << 40, Some(1 << 40));
+        assert_eq!(Baseline::of(&whole, false), Baseline::Gpu);
+        assert_eq!(Baseline::of(&whole, true), Baseline::Cpu, "there is none");
+        let (_, mut part) = streamed();
+        assert_eq!(Baseline::of(&part, false), Baseline::ExpertsOnCpu);
+        assert!(device(Baseline::ExpertsOnCpu).note().contains("(--cpu-moe)"));
+        part.gpu.as_mut().unwrap().ring_bytes = 1;
+        assert_eq!(Baseline::of(&part, false), Baseline::Cpu, "matrices stream too");
+        part.mode = Mode::DenseStreaming;
+        assert_eq!(Baseline::of(&part, false), Baseline::Cpu);
+    }
+}
