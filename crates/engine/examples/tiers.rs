@@ -95,6 +95,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         options.gpu_memory_bytes = plan.gpu.map(|gpu| gpu.bytes.total() - 1);
         options.ubatch_tokens = Some(plan.n_ubatch);
     }
+    let free_before = Gpu::first().map_or(0, |gpu| gpu.memory_free_bytes);
     let begin = Instant::now();
     let mut loaded = match case.text("baseline") {
         Some(_) if case.text("source") == Some("mmap") => {
@@ -211,6 +212,8 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "bytes": plan.bytes,
         "predicted_ms": 1e3 / plan.speed.decode_tokens_per_s,
         "rss": llama::process::rss_bytes(),
+        "gpu_taken": free_before
+            .saturating_sub(Gpu::first().map_or(0, |gpu| gpu.memory_free_bytes)),
     }))
 }
 

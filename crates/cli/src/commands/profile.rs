@@ -83,6 +83,7 @@ fn describe(out: &mut impl Write, profile: &Profile, now: Duration) -> std::io::
     }
     write!(out, "{}", table(&rows))?;
     describe_compute(out, profile)?;
+    describe_gpus(out, profile)?;
     for storage in &profile.storage {
         describe_drive(out, storage, now)?;
     }
@@ -105,6 +106,28 @@ fn describe_compute(out: &mut impl Write, profile: &Profile) -> std::io::Result<
             measured.threads.to_string(),
             format!("{:.1} GB/s", measured.decode_bytes_per_s / 1e9),
             format!("{:.0} Gflop/s", measured.prompt_flops_per_s / 1e9),
+        ]);
+    }
+    write!(out, "\n{}", table(&rows))
+}
+
+/// How fast GPUs and the links to them are, as far as a model was planned for one.
+fn describe_gpus(out: &mut impl Write, profile: &Profile) -> std::io::Result<()> {
+    if profile.gpus.is_empty() {
+        return Ok(());
+    }
+    let mut rows =
+        vec![["GPU", "copies to it", "and back", "one token", "prompts"].map(str::to_owned).to_vec()];
+    for gpu in &profile.gpus {
+        let fastest = gpu.host_to_device.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        rows.push(vec![
+            format!("{}, {}", gpu.name, gpu.description),
+            fastest.map_or("-".to_owned(), |&(bytes, bytes_per_s)| {
+                format!("{:.1} GB/s by {}", bytes_per_s / 1e9, show(bytes))
+            }),
+            format!("{:.1} GB/s", gpu.device_to_host_bytes_per_s / 1e9),
+            format!("{:.0} GB/s", gpu.decode_bytes_per_s / 1e9),
+            format!("{:.1} Tflop/s", gpu.prompt_flops_per_s / 1e12),
         ]);
     }
     write!(out, "\n{}", table(&rows))
@@ -164,4 +187,43 @@ pub(super) fn print_latency(
         latency.p50_s * 1e6,
         latency.p99_s * 1e6
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use hypura_engine::profile::GpuSpeed;
+
+    use super::*;
+
+    #[test]
+    fn gpus_are_listed_with_their_links() {
+        let gpu = GpuSpeed {
+            library: "llama.cpp 1".into(),
+            name: "CUDA0".into(),
+            description: "NVIDIA H200".into(),
+            host_to_device: vec![(1 << 20, 4.2e10), (4 << 20, 5.2e10)],
+            device_to_host_bytes_per_s: 5e10,
+            decode_bytes_per_s: 1.5e12,
+            prompt_flops_per_s: 3e13,
+            taken_unix_s: 1,
+        };
+        let mut out = Vec::new();
+        let cache = tempfile::tempdir().unwrap();
+        let query = Query {
+            cache_dir: cache.path(),
+            model_file: None,
+            devices: Vec::new(),
+            effort: Effort::Quick,
+            refresh: false,
+            now_unix_s: 1,
+        };
+        let mut profile = load_or_probe(&query).unwrap().profile;
+        describe_gpus(&mut out, &profile).unwrap();
+        assert!(out.is_empty(), "there is none");
+        profile.gpus.push(gpu);
+        describe_gpus(&mut out, &profile).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("\n  CUDA0, NVIDIA H200  52.0 GB/s by 4.00 MiB  50.0 GB/s"), "{text}");
+        assert!(text.ends_with("1500 GB/s  30.0 Tflop/s\n"), "{text}");
+    }
 }
