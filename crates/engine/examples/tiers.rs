@@ -168,12 +168,11 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         feed(&mut loaded, &tokens)?;
         let prompt_part = loaded.stream_stats();
         let mut random = Random(round + 1);
-        let mut pos = i32::try_from(tokens.len()).unwrap_or(0);
+        let first = i32::try_from(tokens.len()).unwrap_or(0);
         let begin = Instant::now();
-        for _ in 0..n_tokens {
+        for (pos, _) in (first..).zip(0..n_tokens) {
             let token = sample(&mut loaded, &mut random)?;
             step(&mut loaded, token, pos)?;
-            pos += 1;
         }
         decode.push(begin.elapsed().as_secs_f64() * 1e3 / n_tokens as f64);
         // The prompt's share is taken out of the sums.
@@ -333,8 +332,8 @@ fn greedy(loaded: &mut Loaded, n: usize) -> Result<(String, Vec<i32>), String> {
     }
     let mut hash = sha2::Sha256::new();
     let mut said = Vec::new();
-    let mut pos = i32::try_from(tokens.len()).unwrap_or(0);
-    for _ in 0..n {
+    let first = i32::try_from(tokens.len()).unwrap_or(0);
+    for (pos, _) in (first..).zip(0..n) {
         let logits = loaded.context.logits(-1).ok_or("no logits")?;
         for logit in logits {
             hash.update(logit.to_le_bytes());
@@ -343,7 +342,6 @@ fn greedy(loaded: &mut Loaded, n: usize) -> Result<(String, Vec<i32>), String> {
         let token = i32::try_from(best.unwrap_or(0)).unwrap_or(0);
         said.push(token);
         step(loaded, token, pos)?;
-        pos += 1;
     }
     let digest = hash.finalize();
     Ok((digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect(), said))

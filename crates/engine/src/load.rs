@@ -9,7 +9,6 @@ use hypura_io as io;
 use hypura_llama as llama;
 use hypura_llama::tiered::{self, PoolSpec, StreamMemory};
 use hypura_plan::{self as plan, KvType, Mode, Plan, PlanError};
-use hypura_tier::TraceShape;
 
 use crate::attention::{self, Attention};
 use crate::estimate::plan_layout;
@@ -563,7 +562,7 @@ fn load_streamed(
         store_bytes: sources.store_bytes(),
     };
     let memory = StreamMemory::new(context.model(), &spec).map_err(LoadError::Other)?;
-    let recorder = recorder(&plan, options)?;
+    let recorder = Recorder::of(&plan, options)?;
     let reader = (options.reader)().map_err(LoadError::Other)?;
     let mut streamer =
         Streamer::new(sources, Arc::clone(&memory), reader, files, recorder, options.speculate)
@@ -587,15 +586,4 @@ fn load_streamed(
     }
     device.attach(memory, Box::new(streamer));
     Ok(Parts { plan, context, stream: Some(stream), load_stats })
-}
-
-fn recorder(plan: &Plan, options: &LoadOptions) -> Result<Option<Recorder>, LoadError> {
-    let Some(path) = &options.trace else { return Ok(None) };
-    let largest = |f: fn(&plan::ExpertLayer) -> u32| plan.expert_layers.iter().map(f).max();
-    let (Some(n_experts), Some(top_k)) = (largest(|l| l.n_experts), largest(|l| l.n_used)) else {
-        return Err(LoadError::NothingToTrace);
-    };
-    let n_layers = u32::try_from(plan.expert_layers.len()).unwrap_or(u32::MAX);
-    let shape = TraceShape { n_layers, n_experts, top_k };
-    Recorder::create(path, shape).map(Some).map_err(LoadError::Trace)
 }

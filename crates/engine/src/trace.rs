@@ -5,7 +5,10 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use hypura_llama::tiered::Routing;
+use hypura_plan::{ExpertLayer, Plan};
 use hypura_tier::{TraceShape, TraceWriter};
+
+use crate::options::{LoadError, LoadOptions};
 
 /// Writes the routing of a run to a file; see [`hypura_tier::TraceWriter`] for its format.
 pub(crate) struct Recorder {
@@ -17,7 +20,20 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn create(path: &Path, shape: TraceShape) -> Result<Recorder, String> {
+    /// For the experts of a plan, if a trace was asked for.
+    pub(crate) fn of(plan: &Plan, options: &LoadOptions) -> Result<Option<Recorder>, LoadError> {
+        let Some(path) = &options.trace else { return Ok(None) };
+        let largest = |f: fn(&ExpertLayer) -> u32| plan.expert_layers.iter().map(f).max();
+        let (Some(n_experts), Some(top_k)) = (largest(|l| l.n_experts), largest(|l| l.n_used))
+        else {
+            return Err(LoadError::NothingToTrace);
+        };
+        let n_layers = u32::try_from(plan.expert_layers.len()).unwrap_or(u32::MAX);
+        let shape = TraceShape { n_layers, n_experts, top_k };
+        Recorder::create(path, shape).map(Some).map_err(LoadError::Trace)
+    }
+
+    fn create(path: &Path, shape: TraceShape) -> Result<Recorder, String> {
         let fail = |error: &dyn std::fmt::Display| {
             format!("can't write the trace {}: {error}", path.display())
         };

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use hypura_engine::llama::Gpu;
 use hypura_engine::plan::{Plan, Speed};
 use hypura_engine::profile::Profile;
 use hypura_engine::{EstimateError, EstimateOptions, FIRST_TOKENS, GpuChoice, estimate, mode_name};
@@ -43,7 +44,12 @@ pub(crate) fn run(args: &EstimateArgs) -> anyhow::Result<()> {
     if !args.trace.is_empty() && estimate.first.is_none() && estimate.plan.pools.is_empty() {
         tracing::warn!("--trace changes nothing: no experts are streamed at this budget");
     }
-    if matches!(options.gpu, GpuChoice::Named(_)) && estimate.plan.gpu.is_none() {
+    // One that shares our memory needs no other plan.
+    let is_discrete = |name: &str| Gpu::named(name).is_ok_and(|gpu| !gpu.is_unified());
+    if let GpuChoice::Named(name) = &options.gpu
+        && is_discrete(name)
+        && estimate.plan.gpu.is_none()
+    {
         tracing::warn!("--gpu changes nothing: this is how fast the CPU computes");
     }
     if !estimate.measured.is_empty() {

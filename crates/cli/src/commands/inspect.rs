@@ -106,7 +106,8 @@ fn budgets(explained: &Explanation) -> Vec<Vec<String>> {
     };
     let (memory, gpu) = (&explained.budget, &explained.gpu_budget);
     if gpu.is_empty() {
-        let row = |row: &BudgetRow| [&[row.what.clone()], &cells(Some(row))[..]].concat();
+        let row =
+            |row: &BudgetRow| [std::slice::from_ref(&row.what), &cells(Some(row))[..]].concat();
         return memory.iter().map(row).collect();
     }
     let of = |rows: &[BudgetRow], what: &str| rows.iter().find(|row| row.what == what).cloned();

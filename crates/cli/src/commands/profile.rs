@@ -116,8 +116,9 @@ fn describe_gpus(out: &mut impl Write, profile: &Profile) -> std::io::Result<()>
     if profile.gpus.is_empty() {
         return Ok(());
     }
-    let mut rows =
-        vec![["GPU", "copies to it", "and back", "one token", "prompts"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["GPU", "copies to it", "and back", "one token", "prompts"].map(str::to_owned).to_vec(),
+    ];
     for gpu in &profile.gpus {
         let fastest = gpu.host_to_device.iter().max_by(|a, b| a.1.total_cmp(&b.1));
         rows.push(vec![
@@ -223,7 +224,10 @@ mod tests {
         profile.gpus.push(gpu);
         describe_gpus(&mut out, &profile).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("\n  CUDA0, NVIDIA H200  52.0 GB/s by 4.00 MiB  50.0 GB/s"), "{text}");
+        assert!(
+            text.contains("\n  CUDA0, NVIDIA H200  52.0 GB/s by 4.00 MiB  50.0 GB/s"),
+            "{text}"
+        );
         assert!(text.ends_with("1500 GB/s  30.0 Tflop/s\n"), "{text}");
     }
 }

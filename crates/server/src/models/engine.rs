@@ -155,16 +155,20 @@ fn tiers(model: &Model, plan: &Plan) -> Tiers {
 }
 
 /// With a GPU: weights that stay neither in its memory nor in ours, by what is planned for each
-/// tensor, as some are in both.
+/// tensor, as some are in both. An expert that both could have is held by one of them, unless ours
+/// has room for all.
 fn drive_weights_bytes(model: &Model, plan: &Plan) -> u64 {
-    let has_all = |pool: u32| {
-        plan.pools.get(pool as usize).is_some_and(|pool| {
-            u64::from(pool.slots) >= pool.layers.len() as u64 * u64::from(pool.n_experts)
+    let on_gpu = plan.gpu.as_ref().map_or(&[][..], |gpu| &gpu.slots);
+    let has_all = |index: usize| {
+        plan.pools.get(index).is_some_and(|pool| {
+            let there = on_gpu.get(index).copied().unwrap_or(0);
+            let all = pool.layers.len() as u64 * u64::from(pool.n_experts);
+            u64::from(pool.slots) + u64::from(there) >= all
         })
     };
     let stays = |index: usize, placement: &Placement| match placement {
         Placement::Resident => true,
-        Placement::ExpertPool { pool } => has_all(*pool),
+        Placement::ExpertPool { pool } => has_all(*pool as usize),
         Placement::Ring => plan.host_matrices.binary_search(&index).is_ok(),
         Placement::Rows | Placement::Unused => false,
     };
@@ -267,6 +271,11 @@ mod tests {
         let all = tiers(&model, &streamed);
         assert!(all.vram_slots_bytes > 0 && all.vram_bytes() <= less, "{all:?}");
         assert_eq!((all.ram_slots_bytes, all.drive_weights_bytes), (experts, 0), "{all:?}");
+        let there = streamed.gpu.as_ref().unwrap().slots.clone();
+        for (pool, there) in streamed.pools.iter_mut().zip(there) {
+            pool.slots -= there;
+        }
+        assert_eq!(tiers(&model, &streamed).drive_weights_bytes, 0, "each is in one of them");
         for pool in &mut streamed.pools {
             pool.slots -= 1;
         }
