@@ -58,7 +58,8 @@ impl Loaded {
 /// allocator's own).
 const HEADROOM_BYTES: u64 = 12 << 20;
 
-/// As above, of a GPU's memory.
+/// What buffers of a GPU may be larger than planned: its driver rounds up, and more is planned for
+/// the driver itself than it was seen to take.
 const GPU_HEADROOM_BYTES: u64 = 4 << 20;
 
 /// Room in the ring for placing matrices on whole blocks.
@@ -522,7 +523,8 @@ fn prepare(
         + RING_SLACK_BYTES
         + HEADROOM_BYTES;
     let device_bytes = plan.gpu.as_ref().map_or(0, |gpu| {
-        device.allocated().total() + gpu.bytes.base + gpu.bytes.work + gpu.bytes.ring
+        let planned = gpu.bytes.base + gpu.bytes.work + gpu.bytes.ring;
+        (device.allocated().total() + planned).saturating_sub(GPU_HEADROOM_BYTES)
     });
     Ok(Prepared { context, device, streamed, files, load_stats, fixed_bytes, device_bytes })
 }

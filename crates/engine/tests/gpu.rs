@@ -1,7 +1,6 @@
 //! A device with memory of its own: the same answer, whatever lies there, in host memory, or on the
 //! drive. The device is the CPU, which everything is copied to and from as if it were a GPU; so the
-//! bits must be llama.cpp's own. (`HYPURA_TEST_GPU=CUDA0` takes a real one; passes over experts
-//! round differently there, and fail.)
+//! bits must be llama.cpp's own. `HYPURA_TEST_GPU=CUDA0` takes a real one, for what is exact there.
 
 mod common;
 
@@ -25,6 +24,10 @@ fn emulated(flash: FlashAttention) -> LoadOptions {
     LoadOptions { gpu, gpu_memory_bytes: Some(PLENTY), ..options(flash) }
 }
 
+fn is_emulated() -> bool {
+    gpu_under_test() == GpuChoice::Off
+}
+
 fn loaded(path: &Path, options: &LoadOptions) -> Loaded {
     load(path, options, &mut |_| true).unwrap()
 }
@@ -42,6 +45,9 @@ fn check_experts(name: &str, path: &Path) {
             (5, 0.5, true),
             (0, 0.0, false),
         ] {
+            if cpu_assists && !is_emulated() {
+                continue; // it rounds otherwise
+            }
             let what = format!("{name}, {slots} slots, {host_share} in memory, {flash:?}");
             let what = if cpu_assists { format!("{what}, with the CPU") } else { what };
             let mut options = LoadOptions { cpu_assists, ..emulated(flash) };
@@ -68,8 +74,10 @@ fn check_experts(name: &str, path: &Path) {
             assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
             let device = stats(&loaded).device.unwrap();
             assert!(device.copied_bytes > 0, "{what}: {device:?}");
+            assert_eq!(stats(&loaded).passes > 0, slots < 10, "{what}");
             assert_eq!(device.computed_in_place > 0, cpu_assists, "{what}: {device:?}");
-            if slots == 6 && !cpu_assists {
+            // A link that is fast enough leaves nothing to gain.
+            if slots == 6 && !cpu_assists && is_emulated() {
                 let ahead = stats(&loaded).ahead;
                 assert!(ahead.begun > 0 && ahead.begun_right > 0, "{what}: {ahead:?}");
             }
@@ -87,6 +95,9 @@ fn check_dense(name: &str, path: &Path) {
         let expected = expected(path, &options(flash), PROMPT);
         let all = loaded(path, &emulated(flash)).plan.gpu.unwrap();
         for (gpu_share, host_share) in [(0.6, 1.0), (0.6, 0.4), (0.0, 1.0), (0.0, 0.0)] {
+            if gpu_share == 0.0 && !is_emulated() {
+                continue; // next to nothing beside what the driver rounds up
+            }
             let what = format!("{name}, {gpu_share} there, {host_share} here, {flash:?}");
             let mut options = emulated(flash);
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // shares of sizes

@@ -84,18 +84,16 @@ fn resident(model: &Model, plan: &Plan, role: Role) -> &'static str {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::path::Path;
+
     use hypura_engine::plan::{GpuRequest, Machine, Request, explain, plan};
-    use hypura_testkit::tiny::find;
 
     use super::*;
 
-    /// A model of experts, and the plan of it within this much of each memory.
+    /// The demo model of the repository, and the plan of it within this much of each memory.
     pub(crate) fn planned(memory_bytes: u64, gpu_bytes: Option<u64>) -> (Model, Plan) {
-        let recipe = find("qwen3moe").unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.gguf");
-        recipe.model(recipe.default_mix, 1).unwrap().write(&path).unwrap();
-        let model = Model::open(&path).unwrap();
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+        let model = Model::open(&models.join("demo-moe-54m-q4_k_m.gguf")).unwrap();
         let gpu = gpu_bytes.map(|memory_bytes| GpuRequest { memory_bytes });
         let request = Request { memory_bytes, gpu, ..Request::default() };
         let plan = plan(&model, &Machine::default(), &request).unwrap();
@@ -105,8 +103,8 @@ pub(crate) mod tests {
     /// As [`planned`], with a GPU that has room for some of the experts.
     pub(crate) fn streamed() -> (Model, Plan) {
         let (_, all) = planned(1 << 30, Some(1 << 40));
-        let gpu = all.gpu.unwrap();
-        let (model, plan) = planned(1 << 30, Some(gpu.bytes.total() - 1));
+        let gpu_bytes = all.gpu.unwrap().smallest_bytes + (8 << 20);
+        let (model, plan) = planned(1 << 30, Some(gpu_bytes));
         assert!(plan.gpu.as_ref().unwrap().bytes.expert_slots > 0, "{plan:?}");
         (model, plan)
     }

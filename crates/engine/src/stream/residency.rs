@@ -124,9 +124,6 @@ impl Residency for Streamer {
         parts: u8,
         slots: &mut Vec<u32>,
     ) -> Result<(), ResidencyError> {
-        if parts.count_ones() == 1 {
-            self.groups += 1;
-        }
         self.want_on_device(layer, experts, parts, slots)
     }
 
@@ -175,6 +172,8 @@ impl Residency for Streamer {
     }
 
     fn device_release(&mut self, layer: u32, experts: &[u32]) {
+        // A group of a prompt in passes is over.
+        self.groups += 1;
         if let Some(device) = &mut self.device {
             device.table.release_experts(layer, experts);
         }

@@ -228,19 +228,18 @@ impl Runner for EngineRunner {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use hypura_engine::plan::{GpuRequest, Machine, Request, plan};
-    use hypura_testkit::tiny::find;
 
     use super::*;
 
     const PLENTY: u64 = 1 << 40;
 
+    /// The demo model of the repository.
     fn model() -> Model {
-        let recipe = find("qwen3moe").unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.gguf");
-        recipe.model(recipe.default_mix, 1).unwrap().write(&path).unwrap();
-        Model::open(&path).unwrap()
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+        Model::open(&models.join("demo-moe-54m-q4_k_m.gguf")).unwrap()
     }
 
     fn planned(model: &Model, memory_bytes: u64, gpu_bytes: Option<u64>) -> Plan {
@@ -266,7 +265,7 @@ mod tests {
         assert_eq!(on_gpu.drive_weights_bytes, 0);
 
         // Part of the experts has slots on the GPU, and memory has all of them, or not.
-        let less = on_gpu.vram_bytes() - 1;
+        let less = whole.gpu.as_ref().unwrap().smallest_bytes + (4 << 20);
         let mut streamed = planned(&model, PLENTY, Some(less));
         let all = tiers(&model, &streamed);
         assert!(all.vram_slots_bytes > 0 && all.vram_bytes() <= less, "{all:?}");
