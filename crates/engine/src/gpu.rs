@@ -4,6 +4,7 @@ use std::path::Path;
 
 use hypura_gguf as gguf;
 use hypura_llama::{self as llama, Gpu, GpuError};
+use hypura_plan::memory::GPU_DRIVER_HOST_BYTES;
 use hypura_plan::{self as plan, BandwidthPoint, GpuRates, GpuRequest, Plan};
 
 use hypura_profile::{GpuSpeed, Profile, keep_gpu};
@@ -113,7 +114,9 @@ impl Chosen {
 
     /// What is known of its speed.
     fn rates(&self) -> GpuRates {
-        let mut rates = GpuRates { name: self.gpu.description.clone(), ..GpuRates::default() };
+        let host_bytes = if self.gpu.is_emulated() { 0 } else { GPU_DRIVER_HOST_BYTES };
+        let name = self.gpu.description.clone();
+        let mut rates = GpuRates { name, host_bytes, ..GpuRates::default() };
         if let Some(speed) = &self.speed {
             let point = |&(read_bytes, bytes_per_s): &(u64, f64)| BandwidthPoint {
                 read_bytes,

@@ -49,6 +49,9 @@ pub struct GpuRates {
     pub host_to_device: Vec<BandwidthPoint>,
     /// Seconds that our walk adds per layer, where weights are not all in the device's memory.
     pub layer_s: f64,
+    /// Bytes of main memory that its driver and library take.
+    #[serde(default)]
+    pub host_bytes: u64,
 }
 
 impl GpuRates {

@@ -30,6 +30,9 @@ pub const GPU_STAGING_BYTES: u64 = 64 << 20;
 pub const GRAPH_BYTES_PER_TENSOR: u64 = 8 * 3 * 512;
 /// What ggml's allocator loses to alignment and order, in percent of the compute buffer.
 pub const COMPUTE_MARGIN_PERCENT: u64 = 15;
+/// What the driver and ggml's backend of a GPU take of main memory: a process with the demo model on
+/// an H200 (CUDA 13) was so much larger than one on the CPU.
+pub const GPU_DRIVER_HOST_BYTES: u64 = 420 << 20;
 /// Rows per token of a pass over some of a layer's experts (`pass_bytes` in `hypura-llama`).
 const PASS_ROWS_FACTOR: u64 = 2;
 /// Bytes of one row mapping in the CPU's `MUL_MAT_ID` (`mmid_row_mapping` in `ggml-cpu.c`).

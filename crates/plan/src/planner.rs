@@ -120,9 +120,11 @@ impl<'a> Planner<'a> {
             return Err(PlanError::Absurd { what: "a number of experts", value: units });
         }
         let (n_ctx, n_ctx_why) = context(&hparams, request)?;
+        let gpu = machine.gpu.as_ref().filter(|_| request.gpu.is_some());
+        let driver_bytes = gpu.map_or(0, |gpu| gpu.host_bytes);
         Ok(Self {
             widths: Widths::of(model, &hparams, &inventory),
-            base: base_bytes(&hparams),
+            base: base_bytes(&hparams).saturating_add(driver_bytes),
             active_weights: active_weights(model, &inventory),
             model,
             machine,

@@ -385,6 +385,7 @@ fn measured_rates() {
         prompt_flops_per_s: 1e14,
         host_to_device: vec![point(1 << 20, 1e10), point(1 << 24, 2e10)],
         layer_s: 1e-5,
+        host_bytes: 0,
     };
     assert!((rates.copy_bytes_per_s(1 << 22) - 1.5e10).abs() < 1.0);
     assert!((GpuRates::default().copy_bytes_per_s(4_500_000) - 52e9).abs() < 1.0);
@@ -485,4 +486,18 @@ fn why() {
         .expect_err("too small")
         .to_string();
     insta::assert_snapshot!(text);
+}
+
+#[test]
+fn the_driver_takes_main_memory() {
+    let model = common::qwen3_30b_a3b();
+    let bases = |host_bytes| {
+        let gpu = Some(GpuRates { host_bytes, ..GpuRates::default() });
+        let machine = Machine { gpu, ..machine() };
+        let without = Request { memory_bytes: 64 * GIB, ..Request::default() };
+        [with(&Request::default(), 8 * GIB, 32 * GIB), without]
+            .map(|request| plan(&model, &machine, &request).expect("large enough").bytes.base)
+    };
+    let ([none, cpu], [some, also_cpu]) = (bases(0), bases(1000));
+    assert_eq!((some - none, also_cpu), (1000, cpu));
 }

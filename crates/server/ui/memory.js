@@ -4,18 +4,8 @@ import { h, setText } from "./dom.js";
 import { bytes, isNumber, orZero } from "./format.js";
 
 // What is in each place: the field of `tiers`, the class of its colour, and its name.
-const VRAM = [
-  ["vram_weights_bytes", "weights", "Weights that stay"],
-  ["vram_slots_bytes", "slots", "Slots that stream"],
-  ["vram_kv_bytes", "kv", "Attention state"],
-  ["vram_buffers_bytes", "buffers", "Buffers"],
-];
-const MEMORY = [
-  ["ram_weights_bytes", "weights", "Weights that stay"],
-  ["ram_slots_bytes", "slots", "Slots that stream"],
-  ["ram_kv_bytes", "kv", "Attention state"],
-  ["ram_buffers_bytes", "buffers", "Buffers"],
-];
+const PARTS = { weights: "Weights that stay", slots: "Slots that stream", kv: "Attention state", buffers: "Buffers" };
+const inside = (place) => Object.entries(PARTS).map(([part, name]) => [`${place}_${part}_bytes`, part, name]);
 const DRIVE = [
   ["drive_weights_bytes", "cold-weights", "Weights that stream"],
   ["kv_cold_bytes", "cold-kv", "Kept state"],
@@ -31,28 +21,16 @@ export function memoryView() {
     const sum = (field) => models.reduce((total, model) => total + orZero(model.tiers?.[field]), 0);
     const parts = (rows) => rows.map(([field, colour, name]) => ({ colour, name, bytes: sum(field) }));
 
-    const graphics = parts(VRAM);
-    vram.root.hidden = graphics.every((part) => part.bytes === 0);
-    vram.update(...withBudget(graphics, orZero(status.vram_budget_bytes)));
-
-    memory.update(...inMemory(parts(MEMORY), status));
+    vram.update(...inMemory(parts(inside("vram")), { budget_bytes: status.vram_budget_bytes }));
+    memory.update(...inMemory(parts(inside("ram")), status));
 
     const kept = parts(DRIVE);
     const most = Math.max(0, ...models.map((model) => orZero(model.tiers?.kv_cold_bytes_max)));
     if (most) kept[1].note = `of ${bytes(most)}`;
-    drive.root.hidden = kept.every((part) => part.bytes === 0);
     drive.update(kept);
   }
 
   return { root, update };
-}
-
-// Parts of a place, and what is free of its budget: the width of the bar.
-function withBudget(parts, budget) {
-  if (!budget) return [parts];
-  const used = parts.reduce((total, part) => total + part.bytes, 0);
-  if (budget > used) parts.push({ colour: "free", name: "Free", bytes: budget - used });
-  return [parts, `${bytes(used)} of a budget of ${bytes(budget)}`, budget < used ? budget / used : undefined];
 }
 
 // The parts of the process, what else it holds, and what it may: the width of the bar.
@@ -82,6 +60,7 @@ function barView(name) {
   // `parts` in the order of the bar; `title` in place of their sum; `limitAt` marks a share of it.
   function update(parts, title, limitAt) {
     const sum = parts.reduce((all, part) => all + part.bytes, 0);
+    root.hidden = sum === 0;
     setText(total, title ?? bytes(sum));
     limit.hidden = limitAt === undefined;
     if (limitAt !== undefined) limit.style.left = `${limitAt * 100}%`;

@@ -14,8 +14,6 @@ export function modelView(name) {
   const speed = sparkline("Answers", (rate) => `${digits(rate)} tokens/s`);
   const hits = sparkline("Found in memory", percent, 1);
   const reads = sparkline("Read from the drive", (rate) => `${bytes(rate)}/s`);
-  const gpuHits = sparkline("Found in graphics memory", percent, 1);
-  const copies = sparkline("Copied to the GPU", (rate) => `${bytes(rate)}/s`);
   const totals = h("p", { className: "hint" });
   const experts = heatmapView();
   const sequences = h("ul", { className: "sequences" });
@@ -24,7 +22,7 @@ export function modelView(name) {
     { className: "part" },
     h("h2", {}, name),
     facts,
-    h("div", { className: "sparks" }, speed.root, gpuHits.root, hits.root, copies.root, reads.root),
+    h("div", { className: "sparks" }, speed.root, hits.root, reads.root),
     totals, experts.root, sequences,
   );
 
@@ -34,25 +32,21 @@ export function modelView(name) {
     hits.push(model.rates?.hit_rate);
     reads.push(model.rates?.read_bytes_per_s);
     hits.root.hidden = reads.root.hidden = model.mode === "full-resident";
-    gpuHits.push(model.rates?.gpu_hit_rate);
-    copies.push(model.rates?.copied_bytes_per_s);
-    gpuHits.root.hidden = copies.root.hidden = !model.stream?.gpu;
     setText(totals, totalsOf(model));
     experts.update(model.experts);
     showSequences(sequences, model);
   }
 
   function redraw() {
-    for (const view of [speed, gpuHits, hits, copies, reads, experts]) view.redraw();
+    for (const view of [speed, hits, reads, experts]) view.redraw();
   }
 
   return { root, update, redraw };
 }
 
-function factsOf({ architecture, mode, layout, model_bytes, memory_bytes, vram_bytes, n_ctx, parallel, expires_at }) {
+function factsOf({ architecture, mode, layout, model_bytes, memory_bytes, n_ctx, parallel, expires_at }) {
   const parts = [architecture, mode?.replaceAll("-", " "), layout && `${layout} layout`].filter(Boolean);
-  const graphics = vram_bytes > 0 ? ` and ${bytes(vram_bytes)} of graphics memory` : "";
-  if (isNumber(memory_bytes) && isNumber(model_bytes)) parts.push(`${bytes(model_bytes)} of weights in ${bytes(memory_bytes)}${graphics}`);
+  if (isNumber(memory_bytes) && isNumber(model_bytes)) parts.push(`${bytes(model_bytes)} of weights in ${bytes(memory_bytes)}`);
   else if (isNumber(model_bytes)) parts.push(`${bytes(model_bytes)} of weights`);
   if (isNumber(n_ctx)) parts.push(`${count(n_ctx)} tokens of context${parallel > 1 ? `, ${count(parallel)} at a time` : ""}`);
   const left = (new Date(expires_at ?? Number.NaN).getTime() - Date.now()) / 1000;
@@ -66,7 +60,9 @@ function totalsOf({ totals, stream }) {
   if (isNumber(totals?.generated_tokens)) parts.push(`${count(totals.generated_tokens)} tokens written`);
   if (isNumber(totals?.prompt_tokens)) parts.push(`${count(totals.prompt_tokens)} read`);
   if (totals?.reused_tokens > 0) parts.push(`${count(totals.reused_tokens)} reused`);
-  if (stream?.gpu?.copied_bytes > 0) parts.push(`${bytes(stream.gpu.copied_bytes)} copied to the GPU`);
+  const { copied_bytes, lookups, hits } = stream?.gpu ?? {};
+  if (copied_bytes) parts.push(`${bytes(copied_bytes)} copied to the GPU`);
+  if (lookups) parts.push(`${percent(hits / lookups)} of experts found there`);
   if (stream?.read_bytes > 0) parts.push(`${bytes(stream.read_bytes)} from the drive`);
   if (stream?.read_wait_ms > 0) parts.push(`waited ${seconds(stream.read_wait_ms / 1000)} for it`);
   return parts.length ? `Since it was loaded: ${parts.join(", ")}.` : "";

@@ -114,8 +114,7 @@ struct Wanted {
 }
 
 impl Device {
-    /// `slots` are those of each layer.
-    /// `is_exclusive` if host memory can't hold all experts: then it gives up those that the device
+    /// `slots` are those of each layer; `is_exclusive` if host memory can't hold all experts: then it gives up those that the device
     /// has, and takes back what the device gives up.
     pub(super) fn new(
         host: &TableSpec,
@@ -487,5 +486,27 @@ impl Streamer {
             }
             copies.push(upload);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_end_soonest() {
+        let cost = |copy: f64, compute: f64| AssistCost {
+            copy_s_per_byte: copy / 1e9,
+            compute_s_per_byte: compute / 1e9,
+            fixed_s: 0.1,
+        };
+        let share = |copy, compute, n| cost(copy, compute).host_share(n, 1_000_000_000);
+        // Computing is hopeless, or all that makes sense.
+        assert_eq!([1, 2, 4].map(|n| share(1.0, 10.0, n)), [0, 0, 0]);
+        assert_eq!([1, 2, 4].map(|n| share(10.0, 1.0, n)), [1, 2, 4]);
+        // Both are as fast: half each, and what can't be halved is copied, which has no fixed cost.
+        assert_eq!([0, 1, 2, 3, 4].map(|n| share(1.0, 1.0, n)), [0, 0, 1, 1, 2]);
+        // For tiny experts asking costs more than it brings.
+        assert_eq!(cost(1.0, 0.5).host_share(4, 10_000), 0);
     }
 }

@@ -25,11 +25,6 @@ pub(super) struct Rate {
     /// Share of experts found in memory, that of a GPU included; none if none was looked up.
     #[serde(skip_serializing_if = "Option::is_none")]
     hit_rate: Option<f64>,
-    /// Share of them found in GPU memory, and what was copied there; none without a GPU.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gpu_hit_rate: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    copied_bytes_per_s: Option<f64>,
 }
 
 #[derive(Debug)]
@@ -47,13 +42,6 @@ struct Sums {
     read_bytes: u64,
     lookups: u64,
     hits: u64,
-    gpu: Option<GpuSums>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct GpuSums {
-    hits: u64,
-    copied_bytes: u64,
 }
 
 impl Rates {
@@ -95,9 +83,6 @@ impl Sums {
             read_bytes: stream.read_bytes,
             lookups,
             hits,
-            gpu: stream
-                .device
-                .map(|device| GpuSums { hits: device.hits, copied_bytes: device.copied_bytes }),
         }
     }
 
@@ -108,10 +93,6 @@ impl Sums {
             read_bytes: self.read_bytes.checked_sub(earlier.read_bytes)?,
             lookups: self.lookups.checked_sub(earlier.lookups)?,
             hits: self.hits.checked_sub(earlier.hits)?,
-            gpu: match (self.gpu, earlier.gpu) {
-                (Some(now), Some(earlier)) => Some(now.since(&earlier)?),
-                (now, _) => now,
-            },
         })
     }
 
@@ -122,25 +103,8 @@ impl Sums {
             decode_tokens_per_s: per_s(self.generated_tokens),
             prompt_tokens_per_s: per_s(self.computed_tokens),
             read_bytes_per_s: per_s(self.read_bytes),
-            hit_rate: self.share(self.hits),
-            gpu_hit_rate: self.gpu.and_then(|gpu| self.share(gpu.hits)),
-            copied_bytes_per_s: self.gpu.map(|gpu| per_s(gpu.copied_bytes)),
+            hit_rate: (self.lookups > 0).then(|| self.hits as f64 / self.lookups as f64),
         }
-    }
-
-    /// Of all lookups.
-    #[allow(clippy::cast_precision_loss)] // for a drawing
-    fn share(&self, of: u64) -> Option<f64> {
-        (self.lookups > 0).then(|| of as f64 / self.lookups as f64)
-    }
-}
-
-impl GpuSums {
-    fn since(&self, earlier: &GpuSums) -> Option<GpuSums> {
-        Some(GpuSums {
-            hits: self.hits.checked_sub(earlier.hits)?,
-            copied_bytes: self.copied_bytes.checked_sub(earlier.copied_bytes)?,
-        })
     }
 }
 
@@ -176,21 +140,18 @@ mod tests {
     }
 
     #[test]
-    fn with_a_gpu_each_tier_has_its_share() {
+    fn with_a_gpu_what_either_memory_has_is_found() {
         let rates = Rates::default();
         let begin = Instant::now();
-        let status = |lookups, hits, host_hits| {
+        let status = |lookups, gpu_hits, host_hits| {
             let mut device = hypura_engine::DeviceStats::default();
-            (device.lookups, device.hits, device.host_hits) = (lookups, hits, host_hits);
-            device.copied_bytes = lookups * 100;
+            (device.lookups, device.hits, device.host_hits) = (lookups, gpu_hits, host_hits);
             let mut status = status(0, 7);
             status.stream.device = Some(device);
             status
         };
         assert_eq!(rates.of("m", &status(0, 0, 0), begin), None);
         let later = begin + Duration::from_secs(2);
-        let rate = rates.of("m", &status(8, 4, 3), later).unwrap();
-        assert_eq!((rate.hit_rate, rate.gpu_hit_rate), (Some(0.875), Some(0.5)));
-        assert_eq!(rate.copied_bytes_per_s, Some(400.0));
+        assert_eq!(rates.of("m", &status(8, 4, 3), later).unwrap().hit_rate, Some(0.875));
     }
 }

@@ -139,11 +139,12 @@ pub(super) async fn show(State(app): State<Shared>) -> Json<Status> {
     let loaded = app.models.loaded();
     app.rates.keep(|name| loaded.iter().any(|model| model.entry.name == name));
     let now = Instant::now();
+    let has_gpu = loaded.iter().any(|model| model.vram_bytes > 0);
     Json(Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_s: app.started.elapsed().as_secs(),
         budget_bytes: app.config.memory_bytes,
-        vram_budget_bytes: app.config.gpu_memory_bytes,
+        vram_budget_bytes: app.config.gpu_memory_bytes.filter(|_| has_gpu),
         rss_bytes: hypura_engine::llama::process::rss_bytes(),
         requests: Requests {
             active: app.metrics.active(),

@@ -549,3 +549,29 @@ fn check_invariants<P: Policy>(table: &SlotTable<P>) {
     let residents = table.slot_of_unit.iter().filter(|&&slot| slot != NO_SLOT).count();
     assert_eq!(residents, held);
 }
+
+#[test]
+fn who_loses_a_slot_is_told_once() {
+    let mut table = table(4, &[0], &[2]);
+    let mut victims = Vec::new();
+    use_experts(&mut table, 0, &[0]);
+    use_experts(&mut table, 0, &[1]);
+    use_experts(&mut table, 0, &[2]);
+    table.take_victims(&mut victims);
+    assert!(victims.is_empty(), "nobody asked");
+    table.note_victims();
+    let slot = table.lookup(unit(0, 1)).expect("it is there").0;
+    use_experts(&mut table, 0, &[3]);
+    table.take_victims(&mut victims);
+    assert_eq!(victims, [Victim { unit: unit(0, 1), slot, ready: GUD }]);
+    victims.clear();
+    table.take_victims(&mut victims);
+    assert!(victims.is_empty());
+    // Who is released by name may give way, the others not.
+    let mut grants = Vec::new();
+    table.acquire(0, &[2, 3], Parts::ALL, &mut grants).expect("both are there");
+    table.release_experts(0, &[3]);
+    table.acquire(0, &[0], Parts::ALL, &mut grants).expect("one slot");
+    table.take_victims(&mut victims);
+    assert_eq!(victims.iter().map(|v| v.unit).collect::<Vec<_>>(), [unit(0, 3)]);
+}
