@@ -16,6 +16,7 @@ use hypura_plan::{self as plan, Forecast, Plan, Speed};
 use hypura_profile::Profile;
 use hypura_tier::{Trace, TraceError, TraceShape};
 
+use crate::gpu;
 use crate::hot::Opened;
 use crate::load::make_plan;
 use crate::machine::{Survey, survey_with};
@@ -113,14 +114,20 @@ pub fn estimate(
     options: &LoadOptions,
     estimate: &EstimateOptions,
 ) -> Result<Estimate, EstimateError> {
-    let model = Opened::open(path)?.into_model();
+    let opened = Opened::open(path)?;
+    let is_hot = opened.hot().is_some();
+    let model = opened.into_model();
     let layout = plan_layout(options.layout);
     let cache_dir = options.profile_dir.as_deref();
     let (mut measured, mut disturbed) = (Vec::new(), false);
-    let (mut survey, profile) = match &estimate.machine {
+    let (mut survey, mut profile) = match &estimate.machine {
         Some(profile) => (Survey::of_profile(profile, None, options.threads), None),
         None => survey_with(path, cache_dir, options.threads, estimate.probe),
     };
+    // A described machine is described without its GPU.
+    if estimate.machine.is_none() {
+        survey = gpu::add(survey, profile.as_mut(), options, is_hot)?;
+    }
     if estimate.probe && survey.machine.storage_is_fresh {
         measured.push("the drive".to_owned());
     }

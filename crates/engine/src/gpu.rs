@@ -249,10 +249,24 @@ pub(crate) fn survey(
     is_hot: bool,
 ) -> Result<Survey, LoadError> {
     let dir = options.profile_dir.as_deref();
-    let (surveyed, profile) = machine::survey_with(path, dir, options.threads, false);
+    let (surveyed, mut profile) = machine::survey_with(path, dir, options.threads, false);
+    add(surveyed, profile.as_mut(), options, is_hot)
+}
+
+/// Adds the GPU that was asked for to a survey; its speed is found in the profile, or measured.
+///
+/// # Errors
+/// As [`Chosen::of`].
+pub(crate) fn add(
+    surveyed: Survey,
+    profile: Option<&mut Profile>,
+    options: &LoadOptions,
+    is_hot: bool,
+) -> Result<Survey, LoadError> {
     let mut chosen = Chosen::of(options, is_hot)?;
-    if let (Some(chosen), Some(mut profile), Some(dir)) = (&mut chosen, profile, dir) {
-        chosen.measure(&mut profile, dir);
+    let dir = options.profile_dir.as_deref();
+    if let (Some(chosen), Some(profile), Some(dir)) = (&mut chosen, profile, dir) {
+        chosen.measure(profile, dir);
     }
     Ok(surveyed.with_gpu(chosen))
 }

@@ -32,12 +32,12 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let explained = explain(&plan, &model);
     let places = places(&explained, &plan);
     if let Some(file) = &args.svg {
+        let mode = mode_name(plan.mode);
         let title = format!(
-            "{} ({}) in {}: {}",
+            "{} ({}) in {}",
             model.metadata.str("general.name").unwrap_or(model.architecture()),
             show(model.weight_bytes()),
-            within(&plan),
-            mode_name(plan.mode)
+            within(&plan)
         );
         let speed = format!(
             "Expected: {:.1} tokens/s, {} read from the drive{} per token",
@@ -45,6 +45,11 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
             show(plan.speed.read_bytes_per_token),
             copied(&plan)
         );
+        // Two budgets leave no room for it above.
+        let (title, speed) = match &plan.gpu {
+            None => (format!("{title}: {mode}"), speed),
+            Some(_) => (title, format!("{speed} ({mode})")),
+        };
         std::fs::write(file, picture::draw(&explained, &places, &title, &speed))
             .with_context(|| format!("can't write {}", file.display()))?;
     }

@@ -451,10 +451,15 @@ impl Streamer {
         }
         self.shown_at = Some(Instant::now());
         let n_layers = u32::try_from(self.sources.layers.len()).unwrap_or(u32::MAX);
+        let device = self.device.as_ref().map(|device| &device.table);
         let rows = (0..n_layers).map(|layer| {
             table
                 .heat(layer)
-                .map(|h| (h.routed, matches!(h.state, SlotState::Ready | SlotState::InUse)))
+                .map(|h| {
+                    let unit = UnitId { layer, expert: h.expert };
+                    let is_here = matches!(h.state, SlotState::Ready | SlotState::InUse);
+                    (h.routed, is_here || device.is_some_and(|d| d.lookup(unit).is_some()))
+                })
                 .unzip()
         });
         let (uses, resident) = rows.unzip();
