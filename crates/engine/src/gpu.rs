@@ -264,6 +264,9 @@ pub(crate) fn add(
     is_hot: bool,
 ) -> Result<Survey, LoadError> {
     let mut chosen = Chosen::of(options, is_hot)?;
+    if chosen.is_none() && (options.gpu_memory_bytes.is_some() || options.cpu_assists) {
+        tracing::warn!("no GPU computes: --gpu-memory and --cpu-assist change nothing");
+    }
     let dir = options.profile_dir.as_deref();
     if let (Some(chosen), Some(profile), Some(dir)) = (&mut chosen, profile, dir) {
         chosen.measure(profile, dir);

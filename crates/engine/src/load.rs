@@ -340,7 +340,11 @@ impl Parts {
             plan,
             context: self.context,
             threads: surveyed.threads,
-            layout: options.layout,
+            // A GPU has its weights as they are in the file.
+            layout: match surveyed.discrete_gpu() {
+                Some(gpu) if !gpu.is_emulated() => llama::Layout::Plain,
+                _ => options.layout,
+            },
             load_time: begin.elapsed(),
             gpu: surveyed.gpu().map(|gpu| gpu.description.clone()),
             load_stats: self.load_stats,

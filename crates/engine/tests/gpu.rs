@@ -4,10 +4,16 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use common::{PLENTY, alone, assert_same, demo, expected, gpu_under_test, logits, options, stats};
-use hypura_engine::llama::FlashAttention;
+use common::{
+    PLENTY, alone, assert_same, demo, expected, gpu_under_test, logits, options, stats, try_logits,
+};
+use hypura_engine::io::{Fault, FaultEngine, FaultPlan, PoolConfig, PreadPool};
+use hypura_engine::llama::{DecodeError, FlashAttention};
 use hypura_engine::plan::{Mode, PlanError};
 use hypura_engine::{GpuChoice, LoadError, LoadOptions, Loaded, load};
 use hypura_testkit::tiny;
@@ -32,8 +38,26 @@ fn loaded(path: &Path, options: &LoadOptions) -> Loaded {
     load(path, options, &mut |_| true).unwrap()
 }
 
-/// Compares a model of experts at several numbers of slots there and here.
-fn check_experts(name: &str, path: &Path) {
+/// With the smallest share of memory for weights that works, if what was asked for does not.
+fn at_least(path: &Path, options: &LoadOptions) -> Loaded {
+    match load(path, options, &mut |_| true) {
+        Err(LoadError::Plan(PlanError::WeightsBudgetTooSmall { smallest_bytes, .. })) => {
+            let weights_memory_bytes = Some(smallest_bytes);
+            loaded(path, &LoadOptions { weights_memory_bytes, ..options.clone() })
+        }
+        other => other.unwrap(),
+    }
+}
+
+/// `base` with a little less of the GPU's memory than everything takes.
+fn not_all(path: &Path, base: LoadOptions) -> LoadOptions {
+    let all = loaded(path, &base).plan.gpu.unwrap().bytes.total();
+    LoadOptions { gpu_memory_bytes: Some(all - 1), ..base }
+}
+
+/// Compares a model of experts at several numbers of slots there and here. `is_plain` if nothing but
+/// a gate lies between its products, so that the CPU can compute beside the GPU.
+fn check_experts(name: &str, path: &Path, is_plain: bool) {
     let _alone = alone();
     for flash in [FlashAttention::On, FlashAttention::Off] {
         let expected = expected(path, &options(flash), PROMPT);
@@ -50,10 +74,7 @@ fn check_experts(name: &str, path: &Path) {
             }
             let what = format!("{name}, {slots} slots, {host_share} in memory, {flash:?}");
             let what = if cpu_assists { format!("{what}, with the CPU") } else { what };
-            let mut options = LoadOptions { cpu_assists, ..emulated(flash) };
-            // Not quite everything, or nothing would stream.
-            let smallest = loaded(path, &options).plan.gpu.unwrap();
-            options.gpu_memory_bytes = Some(smallest.bytes.total() - 1);
+            let mut options = not_all(path, LoadOptions { cpu_assists, ..emulated(flash) });
             options.gpu_slots_max = Some(slots);
             if host_share < 1.0 {
                 let all = loaded(path, &options).plan.bytes.expert_slots;
@@ -61,21 +82,13 @@ fn check_experts(name: &str, path: &Path) {
                 let wanted = (all as f64 * host_share) as u64;
                 options.weights_memory_bytes = Some(wanted);
             }
-            let mut loaded = match load(path, &options, &mut |_| true) {
-                Err(LoadError::Plan(PlanError::WeightsBudgetTooSmall {
-                    smallest_bytes, ..
-                })) => {
-                    options.weights_memory_bytes = Some(smallest_bytes);
-                    loaded(path, &options)
-                }
-                other => other.unwrap(),
-            };
+            let mut loaded = at_least(path, &options);
             assert_eq!(loaded.plan.mode, Mode::ExpertStreaming, "{what}");
             assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
             let device = stats(&loaded).device.unwrap();
             assert!(device.copied_bytes > 0, "{what}: {device:?}");
             assert_eq!(stats(&loaded).passes > 0, slots < 10, "{what}");
-            assert_eq!(device.computed_in_place > 0, cpu_assists, "{what}: {device:?}");
+            assert_eq!(device.computed_in_place > 0, cpu_assists && is_plain, "{what}: {device:?}");
             // A link that is fast enough leaves nothing to gain.
             if slots == 6 && !cpu_assists && is_emulated() {
                 let ahead = stats(&loaded).ahead;
@@ -110,15 +123,7 @@ fn check_dense(name: &str, path: &Path) {
                 let here = loaded(path, &options).plan.bytes.resident_weights;
                 options.weights_memory_bytes = Some(share(here, host_share));
             }
-            let mut loaded = match load(path, &options, &mut |_| true) {
-                Err(LoadError::Plan(PlanError::WeightsBudgetTooSmall {
-                    smallest_bytes, ..
-                })) => {
-                    options.weights_memory_bytes = Some(smallest_bytes);
-                    loaded(path, &options)
-                }
-                other => other.unwrap(),
-            };
+            let mut loaded = at_least(path, &options);
             assert_eq!(loaded.plan.mode, Mode::DenseStreaming, "{what}");
             assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
             let stats = stats(&loaded);
@@ -134,22 +139,98 @@ fn matrices_of_a_dense_model() {
     check_dense("draft", &demo("demo-draft-3m-q8_0.gguf"));
 }
 
-fn check_tiny(name: &str) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("tiny.gguf");
+fn tiny_model(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(format!("{name}.gguf"));
     let recipe = tiny::find(name).unwrap();
     recipe.model(recipe.default_mix, 3).unwrap().write(&path).unwrap();
-    check_experts(name, &path);
+    path
 }
 
 #[test]
 fn experts_of_the_demo_model() {
-    check_experts("demo", &demo("demo-moe-54m-q4_k_m.gguf"));
+    check_experts("demo", &demo("demo-moe-54m-q4_k_m.gguf"), true);
+}
+
+/// Gate and up apart and as one, biases between the products, recurrent layers.
+#[test]
+fn experts_of_other_shapes() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, is_plain) in
+        [("qwen3moe", true), ("deepseek2-fused", false), ("gpt-oss", false), ("qwen3next", true)]
+    {
+        check_experts(name, &tiny_model(folder.path(), name), is_plain);
+    }
+}
+
+/// Options with a reader that fails as planned once the model is loaded: the loader has one of its
+/// own.
+fn faulty(path: &Path, plan: FaultPlan) -> LoadOptions {
+    let made = AtomicUsize::new(0);
+    let reader = move || {
+        let pool = PreadPool::new(PoolConfig::default()).map_err(|e| e.to_string())?;
+        let is_loader = made.fetch_add(1, Ordering::Relaxed) == 0;
+        let plan = if is_loader { FaultPlan::default() } else { plan.clone() };
+        Ok(Box::new(FaultEngine::new(pool, plan)) as _)
+    };
+    let slots = LoadOptions { gpu_slots_max: Some(5), ..emulated(FlashAttention::On) };
+    // As little as works: every byte is read again and again.
+    let options = LoadOptions { weights_memory_bytes: Some(0), ..not_all(path, slots) };
+    let smallest = match load(path, &options, &mut |_| true) {
+        Err(LoadError::Plan(PlanError::WeightsBudgetTooSmall { smallest_bytes, .. })) => {
+            smallest_bytes
+        }
+        other => panic!("{:?}", other.map(|_| ())),
+    };
+    LoadOptions { weights_memory_bytes: Some(smallest), reader: Arc::new(reader), ..options }
 }
 
 #[test]
-fn qwen3moe() {
-    check_tiny("qwen3moe");
+fn reads_that_come_late_or_wrong() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama", "qwen3moe"] {
+        let path = tiny_model(folder.path(), name);
+        let expected = expected(&path, &options(FlashAttention::On), PROMPT);
+        let late = FaultPlan {
+            seed: 3,
+            delay_rate: 0.1,
+            delay: Duration::from_micros(300),
+            reorder: true,
+            ..FaultPlan::default()
+        };
+        let mut loaded = load(&path, &faulty(&path, late), &mut |_| true).unwrap();
+        assert_same(&logits(&mut loaded, PROMPT), &expected, &format!("{name}, late"));
+        drop(loaded);
+        let wrong = FaultPlan { seed: 1, corrupt_rate: 0.05, ..FaultPlan::default() };
+        let mut loaded = load(&path, &faulty(&path, wrong), &mut |_| true).unwrap();
+        let got = logits(&mut loaded, PROMPT);
+        let differs = got.iter().zip(&expected).any(|(a, b)| a.to_bits() != b.to_bits());
+        assert!(differs, "{name}: a corrupted read was not noticed");
+    }
+}
+
+#[test]
+fn a_failed_read_ends_one_answer_and_nothing_else() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama", "qwen3moe"] {
+        let path = tiny_model(folder.path(), name);
+        let expected = expected(&path, &options(FlashAttention::On), PROMPT);
+        let mut failed = 0;
+        for number in [0, 3, 17, 40, 111] {
+            let plan = FaultPlan { at: [(number, Fault::Fail)].into(), ..FaultPlan::default() };
+            let mut loaded = load(&path, &faulty(&path, plan), &mut |_| true).unwrap();
+            let what = format!("{name}, read {number} fails");
+            match try_logits(&mut loaded, PROMPT) {
+                // What was read ahead gets a second chance.
+                Ok(got) => assert_same(&got, &expected, &what),
+                Err(DecodeError::Residency(_)) => failed += 1,
+                Err(other) => panic!("{what}: {other}"),
+            }
+            assert_same(&logits(&mut loaded, PROMPT), &expected, &format!("{what}, once more"));
+        }
+        assert!(failed > 0 || name == "llama", "{name}: no read failed");
+    }
 }
 
 #[test]

@@ -164,7 +164,9 @@ pub(crate) fn scope_fields(
             || "CPU".to_owned(),
             |gpu| {
                 let kind = gpu.name.trim_end_matches(|c: char| c.is_ascii_digit());
-                format!("{kind} {}", gpu.description)
+                // Experts that the CPU computes round otherwise.
+                let beside = if options.cpu_assists { " and CPU" } else { "" };
+                format!("{kind} {}{beside}", gpu.description)
             },
         ),
         layout: layout.to_owned(),

@@ -179,11 +179,16 @@ pub(super) unsafe fn compute_and_wait(
     graph: *mut Graph,
 ) -> Result<(), Stop> {
     // SAFETY: the caller's promise.
-    let status = unsafe {
-        let status = sys::ggml_backend_graph_compute(context.inner, graph.cast());
+    let result = unsafe {
+        let result = sys::ggml_backend_graph_compute(context.inner, graph.cast());
         sys::ggml_backend_synchronize(context.inner);
-        status
+        result
     };
+    status(result)
+}
+
+/// What a computation's status means.
+pub(super) fn status(status: sys::ggml_status) -> Result<(), Stop> {
     match status {
         sys::GGML_STATUS_SUCCESS => Ok(()),
         sys::GGML_STATUS_ABORTED => Err(Stop::Aborted),

@@ -228,11 +228,7 @@ unsafe fn one_group(
 
         let owners = [source_rows, slots, target_rows, gathered, product];
         pass.place(context, &owners)?;
-        for view in [inputs, outputs, gathered3, product2, scattered] {
-            let owner = graph::base(view);
-            (*view).buffer = (*owner).buffer;
-            (*view).data = (*owner).data.cast::<u8>().add((*view).view_offs).cast();
-        }
+        place_views(&[inputs, outputs, gathered3, product2, scattered]);
         set(context, source_rows, &pass.source_rows);
         set(context, slots, &pass.slots);
         set(context, target_rows, &pass.target_rows);
@@ -321,6 +317,21 @@ impl PassScratch {
                 at = at.add(placed_bytes(buft, tensor));
             }
             Ok(())
+        }
+    }
+}
+
+/// Gives views the memory of what they are views of.
+///
+/// # Safety
+/// All of it is described, and the owners have memory.
+pub(super) unsafe fn place_views(views: &[*mut Tensor]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for &view in views {
+            let owner = graph::base(view);
+            (*view).buffer = (*owner).buffer;
+            (*view).data = (*owner).data.cast::<u8>().add((*view).view_offs).cast();
         }
     }
 }

@@ -10,12 +10,12 @@ use std::ptr::null_mut;
 use llama_cpp_sys_2 as sys;
 
 use super::super::StreamKind;
-use super::super::compute::{Stop, Use};
+use super::super::compute::{Stop, Use, status};
 use super::super::device::{BackendContext, Stream};
 use super::super::passes::{Descriptions, PassScratch};
 use super::super::predict::{self, Router, Step};
+use super::Walk;
 use super::stage::Pinned;
-use super::{Walk, status};
 use crate::abi::{Buffer, Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};
 
 /// Memory for guesses, and what was computed once.

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
-use super::super::compute::Stop;
+use super::super::compute::{Stop, status};
 use super::super::device::Stream;
 use super::super::passes::Descriptions;
 use super::super::{StreamKind, graph};
+use super::Walk;
 use super::stage::Pinned;
-use super::{Walk, status};
 use crate::abi::{Backend, TENSOR_FLAG_COMPUTE, Tensor};
 use crate::cpu::cpu;
 use crate::threads::Threadpool;

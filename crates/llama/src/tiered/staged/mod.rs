@@ -29,7 +29,7 @@ pub(super) use stage::Stage;
 
 use self::ahead::Asked;
 use self::assist::Shared;
-use super::compute::{self, Restore, STOPPED, Stop, Use};
+use super::compute::{self, Restore, STOPPED, Stop, Use, status};
 use super::device::{BackendContext, Stream};
 use super::predict::Router;
 use super::{Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
@@ -113,14 +113,6 @@ fn part_uid(graph: u64, from: usize, to: usize) -> u64 {
     (z ^ (z >> 31)) | 1 << 63
 }
 
-fn status(status: sys::ggml_status) -> Result<(), Stop> {
-    match status {
-        sys::GGML_STATUS_SUCCESS => Ok(()),
-        sys::GGML_STATUS_ABORTED => Err(Stop::Aborted),
-        other => Err(Stop::Status(other)),
-    }
-}
-
 /// The way through one graph.
 struct Walk<'a> {
     context: &'a BackendContext,
@@ -155,6 +147,17 @@ struct Layer {
     remapped: *mut Tensor,
     /// What the CPU computes of it.
     shared: Option<Shared>,
+}
+
+impl Layer {
+    /// # Safety
+    /// `ids` is a node of a live graph.
+    unsafe fn new(layer: u32, ids: *mut Tensor, fits: bool) -> Layer {
+        // SAFETY: the caller's promise.
+        let (n_used, n_tokens) = unsafe { (graph::dim(ids, 0), graph::dim(ids, 1)) };
+        let remapped = std::ptr::null_mut();
+        Layer { layer, ids, n_used, n_tokens, fits, is_done: false, remapped, shared: None }
+    }
 }
 
 impl Walk<'_> {
@@ -322,17 +325,7 @@ impl Walk<'_> {
                 self.stage.compute_after_admission(self.context, layer);
                 let remapped = self.remap(layer, n_used, n_tokens)?;
                 self.deferred = Some(layer);
-                let (fits, shared) = (true, None);
-                self.layer = Some(Layer {
-                    layer,
-                    ids,
-                    n_used,
-                    n_tokens,
-                    fits,
-                    is_done: false,
-                    remapped,
-                    shared,
-                });
+                self.layer = Some(Layer { remapped, ..Layer::new(layer, ids, true) });
                 return Ok(());
             }
             residency.computed();
@@ -364,16 +357,7 @@ impl Walk<'_> {
                 remapped = self.remap(layer, n_used, n_tokens)?;
             }
             let shared = shared.filter(|shared| fits && !shared.experts.is_empty());
-            self.layer = Some(Layer {
-                layer,
-                ids,
-                n_used,
-                n_tokens,
-                fits,
-                is_done: false,
-                remapped,
-                shared,
-            });
+            self.layer = Some(Layer { remapped, shared, ..Layer::new(layer, ids, fits) });
             Ok(())
         }
     }

@@ -17,11 +17,11 @@ use std::collections::BTreeMap;
 
 use llama_cpp_sys_2 as sys;
 
-use super::super::compute::Stop;
+use super::super::compute::{Stop, status};
 use super::super::device::{BackendContext, Stream};
 use super::super::graph;
-use super::super::passes::{Descriptions, PassScratch};
-use super::{Stage, status, upload};
+use super::super::passes::{Descriptions, PassScratch, place_views};
+use super::{Stage, upload};
 use crate::abi::{self, Tensor};
 
 /// What to do in passes.
@@ -286,11 +286,7 @@ unsafe fn launch_group(
             sys::ggml_backend_synchronize(context.inner);
         }
         pass.place(context, &owners)?;
-        for view in [inputs, outputs, gathered3, product2, scattered] {
-            let owner = graph::base(view);
-            (*view).buffer = (*owner).buffer;
-            (*view).data = (*owner).data.cast::<u8>().add((*view).view_offs).cast();
-        }
+        place_views(&[inputs, outputs, gathered3, product2, scattered]);
         stage.set(context, source_rows, &rows.source)?;
         stage.set(context, slots, &rows.slots)?;
         stage.set(context, target_rows, &rows.target)?;
