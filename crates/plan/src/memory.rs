@@ -35,6 +35,8 @@ pub const COMPUTE_MARGIN_PERCENT: u64 = 15;
 pub const GPU_DRIVER_HOST_BYTES: u64 = 420 << 20;
 /// Rows per token of a pass over some of a layer's experts (`pass_bytes` in `hypura-llama`).
 const PASS_ROWS_FACTOR: u64 = 2;
+/// A group of a pass on a GPU has places for so many rows at least: eight abreast in nine columns.
+const GROUP_ROWS_MIN: u64 = 8 * 9;
 /// Bytes of one row mapping in the CPU's `MUL_MAT_ID` (`mmid_row_mapping` in `ggml-cpu.c`).
 const ROW_MAPPING_BYTES: u64 = 8;
 /// `MUL_MAT_ID` on the CPU also counts rows and chunks per expert: 8 bytes and one cache line.
@@ -223,10 +225,11 @@ impl Widths {
     }
 
     /// On a GPU a group of experts is done from the gathered rows to the last product: as many rows
-    /// as there are tokens (`staged/passes.rs` in `hypura-llama`).
+    /// as there are tokens, some of them twice (`staged/passes/rows.rs` in `hypura-llama`).
     fn group_bytes(&self, n_ubatch: u64) -> u64 {
         let row = product([self.ff_expert, 3]).saturating_add(product([self.n_embd, 2]));
-        product([n_ubatch, row, 4])
+        let rows = n_ubatch.saturating_add(n_ubatch / 8).max(GROUP_ROWS_MIN);
+        product([rows, row, 4])
     }
 
     fn gathered_bytes(&self, n_ubatch: u64) -> u64 {

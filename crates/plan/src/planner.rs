@@ -371,7 +371,11 @@ impl<'a> Planner<'a> {
     }
 
     fn ubatches_from_largest(&self) -> impl Iterator<Item = u32> {
-        let (min, max) = (self.ubatch_min(), self.ubatch_max());
+        self.ubatches_down_from(self.ubatch_max())
+    }
+
+    fn ubatches_down_from(&self, max: u32) -> impl Iterator<Item = u32> {
+        let min = self.ubatch_min();
         (0..=(max - min) / UBATCH_STEP).map(move |step| max - step * UBATCH_STEP)
     }
 
@@ -389,10 +393,15 @@ impl<'a> Planner<'a> {
         let weights = self.request.weights_memory_bytes.map_or(weights, |cap| cap.min(weights));
         let missing = self.inventory.used_bytes.saturating_sub(weights);
         let read_s = missing as f64 / self.machine.stream_bytes_per_s();
-        let flops_per_token = 2.0 * self.active_weights as f64;
-        let token_s = flops_per_token / self.machine.prompt_flops_per_s();
-        let mut tokens = UBATCH_HIDING_MIN;
-        while tokens < most && f64::from(tokens) * token_s < UBATCH_HIDES * read_s {
+        self.ubatch_hiding(read_s, self.machine.prompt_flops_per_s(), UBATCH_HIDING_MIN, most)
+    }
+
+    /// The smallest power of two times `least` that takes longer to compute than `moving_s`, by
+    /// `UBATCH_HIDES`; not more than `most`.
+    fn ubatch_hiding(&self, moving_s: f64, flops_per_s: f64, least: u32, most: u32) -> u32 {
+        let token_s = 2.0 * self.active_weights as f64 / flops_per_s;
+        let mut tokens = least;
+        while tokens < most && f64::from(tokens) * token_s < UBATCH_HIDES * moving_s {
             tokens *= 2;
         }
         tokens.min(most)

@@ -3,8 +3,9 @@
 //! GPU memory is divided as main memory is where the CPU computes, with another overhead: attention
 //! state and compute buffers lie there, the process does not. Then main memory is divided the same
 //! way among what GPU memory does not hold: matrices that stream are held as far as they fit, and
-//! slots get the rest. Each division depends on its own budget alone, but for which matrices stream;
-//! so more of one memory never takes anything from the other.
+//! slots get the rest. Each division depends on its own budget, but for which matrices stream, and for
+//! the micro-batch, which needs to be no larger the more is held; so more of one memory never takes
+//! anything from the other.
 //!
 //! The tables of the input are not part of GPU memory: llama.cpp keeps them in main memory and looks
 //! them up there (`LLM_TENSOR_LAYER_INPUT` in `llama-arch.cpp`, `dev_input` in `llama-model.cpp`). A
@@ -21,6 +22,13 @@ use crate::memory::{GPU_BASE_BYTES, GPU_STAGING_BYTES, IO_BUFFERS_BYTES, Scratch
 use crate::number::total;
 use crate::plan::{Breakdown, GpuPlan, Mode, Plan, PlanError};
 use crate::speed::{Speed, planned_speed};
+
+/// Micro-batches of a model that streams to a GPU may be up to this large: its weights cross the link
+/// for each of them.
+const STREAMING_UBATCH_MAX: u32 = 2048;
+
+/// What matrices cross the link in, about.
+const LINK_PIECE_BYTES: u64 = 4 << 20;
 
 /// One memory's part of a plan.
 struct Tier {
@@ -132,18 +140,38 @@ impl Planner<'_> {
     }
 
     /// Part of it. A larger micro-batch copies what streams for more tokens at once, so it may be as
-    /// large as products gain from, within a share that grows with the budget.
+    /// large as it takes to hide the copies, within a share that grows with the budget.
     fn device_streaming(&self, inventory: &Inventory, budget: u64) -> Tier {
+        let ubatch_max = self.device_ubatch_max(inventory, budget);
         let least = self.device_scratch(self.ubatch_min(), true).total();
-        let most = self.device_scratch(self.ubatch_max(), true).total();
+        let most = self.device_scratch(ubatch_max, true).total();
         let beyond = budget.saturating_sub(self.device_streaming_smallest_bytes(inventory));
         let share = least.saturating_add(beyond / SCRATCH_SHARE).min(most.max(least));
         let weights = budget.saturating_sub(GPU_BASE_BYTES).saturating_sub(share);
         let mut allocation = allocate(inventory, weights, u64::MAX, UNITS_MAX);
         allocation.rows_pinned = true;
         let fits = |&n_ubatch: &u32| self.device_scratch(n_ubatch, true).total() <= share;
-        let n_ubatch = self.ubatches_from_largest().find(fits).unwrap_or(self.ubatch_min());
+        let n_ubatch = self.ubatches_down_from(ubatch_max).find(fits).unwrap_or(self.ubatch_min());
         Tier { inventory: inventory.clone(), allocation, n_ubatch }
+    }
+
+    /// The largest micro-batch that is worth its memory where weights cross the link.
+    fn device_ubatch_max(&self, inventory: &Inventory, budget: u64) -> u32 {
+        if self.request.ubatch_tokens.is_some() {
+            return self.ubatch_max();
+        }
+        let rates = self.machine.gpu.clone().unwrap_or_default();
+        let missing = inventory.used_bytes.saturating_sub(budget);
+        let copy_s = missing as f64 / rates.copy_bytes_per_s(LINK_PIECE_BYTES);
+        let unheld = missing.saturating_sub(self.request.memory_bytes);
+        let moving_s = copy_s.max(unheld as f64 / self.machine.stream_bytes_per_s());
+        let most = self.streaming_ubatch_most();
+        self.ubatch_hiding(moving_s, rates.prompt_ops_per_s(), self.ubatch_max(), most)
+    }
+
+    /// The largest micro-batch that a model that streams to a GPU can get.
+    fn streaming_ubatch_most(&self) -> u32 {
+        self.request.ubatch_tokens.unwrap_or(STREAMING_UBATCH_MAX.min(self.n_ctx))
     }
 
     /// What buffers of main memory a micro-batch needs.
@@ -175,7 +203,7 @@ impl Planner<'_> {
         }
         let measured = self.request.measured_other_bytes.filter(|_| mode != Mode::FullResident);
         let share = match (mode, measured) {
-            (_, Some(_)) => self.host_scratch(self.ubatch_max()),
+            (_, Some(_)) => self.host_scratch(device.n_ubatch),
             (Mode::FullResident, None) => {
                 budget.saturating_sub(overhead).saturating_sub(weights_least)
             }
@@ -189,7 +217,8 @@ impl Planner<'_> {
         let weights = self.request.weights_memory_bytes.map_or(weights, |cap| cap.min(weights));
         let allocation = allocate(&inventory, weights, u64::MAX, UNITS_MAX);
         let fits = |&n_ubatch: &u32| self.host_scratch(n_ubatch) <= share;
-        let n_ubatch = self.ubatches_from_largest().find(fits).unwrap_or(self.ubatch_min());
+        let mut ubatches = self.ubatches_down_from(device.n_ubatch);
+        let n_ubatch = ubatches.find(fits).unwrap_or(self.ubatch_min());
         Ok(Host { tier: Tier { inventory, allocation, n_ubatch }, smallest_bytes })
     }
 
@@ -202,7 +231,7 @@ impl Planner<'_> {
         let inventory = self.host_inventory(&device, Mode::ExpertStreaming);
         let most_needed = total([self.overhead(), smallest_bytes(&inventory), least]);
         let beyond = self.request.memory_bytes.saturating_sub(most_needed);
-        let most = self.host_scratch(self.ubatch_max()).max(least);
+        let most = self.host_scratch(self.streaming_ubatch_most()).max(least);
         least.saturating_add(beyond / SCRATCH_SHARE).min(most)
     }
 

@@ -10,10 +10,9 @@
 //! before the next one, `down(glu(gate x, up x))`: product by product, the slots would be given away
 //! three times.
 //!
-//! ggml's CUDA backend takes another kernel for eight rows or fewer, which rounds differently. The
-//! whole matmul would have taken the one for many rows: so a short group repeats its last row.
+//! How a group's rows are arranged is in [`rows`].
 
-use std::collections::BTreeMap;
+mod rows;
 
 use llama_cpp_sys_2 as sys;
 
@@ -23,6 +22,8 @@ use super::super::graph;
 use super::super::passes::{Descriptions, PassScratch, place_views};
 use super::{Stage, upload};
 use crate::abi::{self, Tensor};
+
+use rows::{Routed, Rows};
 
 /// What to do in passes.
 pub(super) struct Job {
@@ -63,18 +64,6 @@ impl Steps {
         last.node
     }
 }
-/// Up to this many tokens ggml's CUDA backend multiplies vectors (`MMVQ_MAX_BATCH_SIZE` in
-/// `mmvq.cuh`).
-const VECTOR_ROWS_MAX: usize = 8;
-
-/// The rows of a group.
-#[derive(Default)]
-struct Rows {
-    source: Vec<i32>,
-    slots: Vec<i32>,
-    target: Vec<i64>,
-}
-
 /// Launches the matmul.
 ///
 /// # Safety
@@ -92,13 +81,10 @@ pub(super) unsafe fn run(
         return Err(Stop::Internal("a layer without slots on the device".into()));
     }
     let half = (capacity / 2).max(1);
-    let rows_max = if job.n_tokens <= VECTOR_ROWS_MAX { VECTOR_ROWS_MAX } else { job.n_tokens };
-    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
-    for id in &scratch.ids {
-        *counts.entry(id.unsigned_abs()).or_default() += 1;
-    }
-    let mut order: Vec<(u32, usize)> = counts.into_iter().collect();
-    order.sort_by_key(|&(expert, _)| !residency.is_on_device(layer, expert, parts));
+    let rows_max = job.n_tokens.max(rows::VECTORS_MAX);
+    let routed = Routed::new(&scratch.ids);
+    let mut order: Vec<u32> = routed.experts().collect();
+    order.sort_by_key(|&expert| !residency.is_on_device(layer, expert, parts));
     let mut rest = order.as_slice();
     let mut groups: [Vec<u32>; 2] = Default::default();
     let mut slots = Vec::new();
@@ -114,21 +100,20 @@ pub(super) unsafe fn run(
         if context.device.aborted() {
             return Err(Stop::Aborted);
         }
+        // Even groups: a small one at the end would use the device badly.
+        let even = rest.len().div_ceil(rest.len().div_ceil(half));
         let (mut n, mut n_rows) = (0, 0);
-        while let Some(&(_, more)) = rest.get(n)
-            && n < half
-            && (n == 0 || n_rows + more <= rows_max)
+        while let Some(&expert) = rest.get(n)
+            && n < even
+            && (n == 0 || n_rows + routed.rows_of(expert).len() <= rows_max)
         {
-            n_rows += more;
+            n_rows += routed.rows_of(expert).len();
             n += 1;
         }
         let (group, tail) = rest.split_at(n);
         rest = tail;
         // The group before the last one is done before any copy that begins from now on.
-        let old = std::mem::replace(
-            &mut groups[i % 2],
-            group.iter().map(|&(expert, _)| expert).collect(),
-        );
+        let old = std::mem::replace(&mut groups[i % 2], group.to_vec());
         slots.clear();
         // SAFETY: as above: slots of groups under way stay in use.
         unsafe {
@@ -138,10 +123,9 @@ pub(super) unsafe fn run(
             }
             residency.device_experts(layer, &groups[i % 2], parts, &mut slots)?;
             upload(context, stage, memory, residency.as_mut())?;
-            rows.gather(job, &scratch.ids, &groups[i % 2], &slots);
-            if !context.device.is_cpu && job.n_tokens > VECTOR_ROWS_MAX {
-                rows.pad(VECTOR_ROWS_MAX + 1);
-            }
+            let divisor = if graph::dim(job.steps.input(), 1) == 1 { job.n_used } else { 1 };
+            rows.gather(&routed, divisor, &groups[i % 2], &slots);
+            rows.arrange(job.n_tokens, !context.device.is_cpu);
             launch_group(context, stage, &mut scratch.pass, job, input, &rows)?;
             stage.end_group(context, i);
         }
@@ -153,36 +137,6 @@ pub(super) unsafe fn run(
         residency.device_release(layer, &groups[i % 2]);
     }
     Ok(())
-}
-
-impl Rows {
-    fn gather(&mut self, job: &Job, ids: &[i32], group: &[u32], slots: &[u32]) {
-        self.source.clear();
-        self.slots.clear();
-        self.target.clear();
-        // SAFETY: the node and its input are alive.
-        let shared_input = unsafe { graph::dim(job.steps.input(), 1) == 1 };
-        for (row, &id) in ids.iter().enumerate() {
-            let at = group.iter().position(|&expert| expert == id.unsigned_abs());
-            let Some(&slot) = at.and_then(|at| slots.get(at)) else { continue };
-            let source = if shared_input { row / job.n_used } else { row };
-            self.source.push(i32::try_from(source).unwrap_or(0));
-            self.slots.push(i32::try_from(slot).unwrap_or(0));
-            self.target.push(i64::try_from(row).unwrap_or(0));
-        }
-    }
-
-    /// Repeats the last row until there are so many.
-    fn pad(&mut self, n_rows: usize) {
-        if let (Some(&source), Some(&slot), Some(&target)) =
-            (self.source.last(), self.slots.last(), self.target.last())
-        {
-            let n_rows = n_rows.max(self.source.len());
-            self.source.resize(n_rows, source);
-            self.slots.resize(n_rows, slot);
-            self.target.resize(n_rows, target);
-        }
-    }
 }
 
 /// A copy of what is multiplied, where the rows that come out take its memory: ggml gives the memory
@@ -246,18 +200,20 @@ unsafe fn launch_group(
         let ctx = Descriptions::new()?;
         let c = ctx.as_ptr();
         let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let p = len(rows.slots.len());
+        let (n_rows, abreast) = (rows.slots.len(), rows.abreast());
+        let (p, columns) = (len(n_rows), len(n_rows / abreast));
+        let abreast = len(abreast);
         let (n_in, n_out) = ((&(*x).ne)[0], (&(*node).ne)[0]);
         let n_inputs = len(graph::dim(x, 1) * job.n_tokens);
         let n_outputs = len(job.n_used * job.n_tokens);
 
         let source_rows = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, p);
-        let slots = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, 1, p);
+        let slots = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, abreast, columns);
         let target_rows = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I64, p);
         let inputs = sys::ggml_view_2d(c, x, n_in, n_inputs, (&(*x).nb)[1], 0);
         let outputs = sys::ggml_view_2d(c, node, n_out, n_outputs, (&(*node).nb)[1], 0);
         let gathered = sys::ggml_get_rows(c, inputs, source_rows);
-        let gathered3 = sys::ggml_reshape_3d(c, gathered, n_in, 1, p);
+        let gathered3 = sys::ggml_reshape_3d(c, gathered, n_in, abreast, columns);
         let multiply = |of: &Product, rows: *mut Tensor| {
             let product = sys::ggml_mul_mat_id(c, of.slots, rows, slots);
             (*product).op_params = (*of.node).op_params;

@@ -42,7 +42,7 @@ impl Planner<'_> {
         }
         why.push(match self.request.ubatch_tokens {
             Some(n_ubatch) => format!("the micro-batch of {n_ubatch} tokens was asked for"),
-            None if plan.n_ubatch == self.ubatch_max() => {
+            None if plan.n_ubatch == self.device_ubatch_max(&device.inventory, gpu) => {
                 format!("a micro-batch of {} tokens fits, a larger one gains little", plan.n_ubatch)
             }
             None => format!(
