@@ -10,7 +10,7 @@
 //! `memory`, `weights` (MiB); `threads`; `ubatch`; `rounds`; `tokens`; `warm` (rounds before);
 //! `prompts` (lengths, divided by `/`); `assist` (1: the CPU computes
 //! in place); `speculate` (0: no guesses); `trace` (a file); `dump` (a file for the logits
-//! behind a prompt).
+//! behind a prompt); `brief` (1: prompts and sampled tokens only).
 //!
 //! Each round is a prompt of its own and tokens sampled with a seed of its own, the same in all
 //! cases. `scripts/bench-gpu.sh` calls this.
@@ -93,7 +93,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         let all = LoadOptions { gpu_memory_bytes: Some(1 << 60), ..options.clone() };
         let (_, plan) = plan_only(path, &all).map_err(|error| error.to_string())?;
         options.gpu_memory_bytes = plan.gpu.map(|gpu| gpu.bytes.total() - 1);
-        options.ubatch_tokens = Some(plan.n_ubatch);
+        options.ubatch_tokens = options.ubatch_tokens.or(Some(plan.n_ubatch));
     }
     let free_before = Gpu::first().map_or(0, |gpu| gpu.memory_free_bytes);
     let begin = Instant::now();
@@ -109,7 +109,9 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
     let n_tokens = case.number("tokens").unwrap_or(64);
     let (warm, rounds) = (case.number("warm").unwrap_or(2), case.number("rounds").unwrap_or(5));
 
-    let (hash, greedy) = greedy(&mut loaded, 48)?;
+    let is_brief = case.number("brief") == Some(1);
+    let (hash, greedy) =
+        if is_brief { (String::new(), Vec::new()) } else { greedy(&mut loaded, 48)? };
     if let Some(file) = case.text("dump") {
         // What a prompt comes to, to be compared between cases.
         let tokens = prompt(&loaded, 200, 5);
@@ -144,7 +146,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
     let few = prompt(&loaded, 4, 9);
     loaded.context.clear();
     let mut missed = 0;
-    for round in 0..12 {
+    for round in 0..if is_brief { 0 } else { 12 } {
         let begin = Instant::now();
         let at = loaded.stream_stats();
         for i in 0..64 {

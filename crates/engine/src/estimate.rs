@@ -126,7 +126,7 @@ pub fn estimate(
     };
     // A described machine is described without its GPU.
     if estimate.machine.is_none() {
-        survey = gpu::add(survey, profile.as_mut(), options, is_hot)?;
+        survey = gpu::add(survey, profile.as_mut(), &model, options, is_hot)?;
     }
     if estimate.probe && survey.machine.storage_is_fresh {
         measured.push("the drive".to_owned());

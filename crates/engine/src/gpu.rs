@@ -1,14 +1,19 @@
-//! The GPU that computes: which one, and how much of its memory.
+//! The GPUs that compute: which ones, and how much of their memory.
+
+mod slots;
 
 use std::path::Path;
+
+pub(crate) use slots::{fit_slots, split, taken_bytes};
 
 use hypura_gguf as gguf;
 use hypura_llama::{self as llama, Gpu, GpuError};
 use hypura_plan::memory::GPU_DRIVER_HOST_BYTES;
-use hypura_plan::{self as plan, BandwidthPoint, GpuRates, GpuRequest, Plan};
+use hypura_plan::{BandwidthPoint, GpuRates, GpuRequest, Mode, Plan};
 
 use hypura_profile::{GpuSpeed, Profile, keep_gpu};
 
+use crate::load::make_plan;
 use crate::machine::{self, Survey, library, now_unix_s};
 use crate::options::{LoadError, LoadOptions};
 use crate::stream::AssistCost;
@@ -19,9 +24,9 @@ pub enum GpuChoice {
     /// None.
     #[default]
     Off,
-    /// The first one, if there is one that a model can use.
+    /// Of those that there are, as few as hold the model; all, if they don't.
     Auto,
-    /// The one with this name of ggml's, such as `CUDA0`.
+    /// The one with this name of ggml's, such as `CUDA0`, or several, divided by commas.
     Named(String),
 }
 
@@ -30,13 +35,14 @@ pub enum GpuChoice {
 const MARGIN_SHARE: u64 = 16;
 const MARGIN_BYTES_MIN: u64 = 256 << 20;
 
-/// A GPU and what of it may be used.
+/// GPUs and what of them may be used.
 #[derive(Debug, Clone)]
 pub(crate) struct Chosen {
-    pub(crate) gpu: Gpu,
-    /// Bytes of its memory.
-    pub(crate) budget_bytes: u64,
-    /// How fast it is, if that was measured.
+    /// There is one at least.
+    pub(crate) gpus: Vec<Gpu>,
+    /// Bytes of each one's memory.
+    pub(crate) budget_bytes: Vec<u64>,
+    /// How fast the first one is, if that was measured; the others are taken to be like it.
     speed: Option<GpuSpeed>,
 }
 
@@ -44,59 +50,117 @@ pub(crate) struct Chosen {
 const SPEED_AGE_MAX_S: u64 = 30 * 24 * 60 * 60;
 
 impl Chosen {
-    /// The GPU that was asked for; `None` without one.
+    /// The GPUs that were asked for; `None` without any.
     ///
     /// # Errors
-    /// When it was asked for by name and is not there, or the weights are arranged for a CPU.
+    /// When they were asked for by name and are not there, or the weights are arranged for a CPU.
     pub(crate) fn of(options: &LoadOptions, is_hot: bool) -> Result<Option<Chosen>, LoadError> {
-        let gpu = match &options.gpu {
+        let mut gpus = match &options.gpu {
             GpuChoice::Off => return Ok(None),
             GpuChoice::Auto if is_hot => return Ok(None),
-            GpuChoice::Auto => match Gpu::first() {
-                Ok(gpu) => gpu,
+            GpuChoice::Auto => match Gpu::all() {
+                Ok(gpus) => gpus,
                 Err(GpuError::None) => return Ok(None),
                 Err(error) => return Err(error.into()),
             },
             GpuChoice::Named(_) if is_hot => return Err(LoadError::HotOnGpu),
-            GpuChoice::Named(name) => Gpu::named(name)?,
+            GpuChoice::Named(names) => {
+                names.split(',').map(Gpu::named).collect::<Result<Vec<_>, _>>()?
+            }
         };
-        let free = gpu.memory_free_bytes;
-        let margin = (free / MARGIN_SHARE).max(MARGIN_BYTES_MIN);
-        let budget_bytes = options.gpu_memory_bytes.unwrap_or(free.saturating_sub(margin));
-        if budget_bytes > free && !gpu.is_emulated() && budget_bytes < 1 << 60 {
-            tracing::warn!("the GPU memory budget is more than the {} MiB free now", free >> 20);
+        if options.gpu == GpuChoice::Auto {
+            gpus.sort_by_key(|gpu| std::cmp::Reverse(gpu.memory_free_bytes));
         }
-        Ok(Some(Chosen { gpu, budget_bytes, speed: None }))
+        if let Some(gpu) = gpus.iter().find(|gpu| gpu.is_unified())
+            && gpus.len() > 1
+        {
+            return Err(LoadError::Other(format!(
+                "{} computes with main memory and can't be one of several GPUs",
+                gpu.name
+            )));
+        }
+        let budget = |gpu: &Gpu| {
+            let free = gpu.memory_free_bytes;
+            let margin = (free / MARGIN_SHARE).max(MARGIN_BYTES_MIN);
+            let budget_bytes = options.gpu_memory_bytes.unwrap_or(free.saturating_sub(margin));
+            if budget_bytes > free && !gpu.is_emulated() && budget_bytes < 1 << 60 {
+                let (name, free) = (&gpu.name, free >> 20);
+                tracing::warn!("the GPU memory budget is more than the {free} MiB free on {name}");
+            }
+            budget_bytes
+        };
+        let budget_bytes = gpus.iter().map(budget).collect();
+        Ok(Some(Chosen { gpus, budget_bytes, speed: None }))
     }
 
-    /// What it has memory of its own for; `None` if it computes with ours.
+    /// The same with the first GPUs only, `n` of them.
+    fn first(&self, n: usize) -> Chosen {
+        let mut chosen = self.clone();
+        chosen.gpus.truncate(n);
+        chosen.budget_bytes.truncate(n);
+        chosen
+    }
+
+    /// Takes so many bytes of each GPU's budget away.
+    pub(crate) fn shrink(&mut self, bytes: u64) {
+        for budget in &mut self.budget_bytes {
+            *budget = budget.saturating_sub(bytes);
+        }
+    }
+
+    pub(crate) fn is_emulated(&self) -> bool {
+        self.gpus.iter().any(Gpu::is_emulated)
+    }
+
+    fn is_unified(&self) -> bool {
+        self.gpus.iter().any(Gpu::is_unified)
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.budget_bytes.iter().fold(0, |sum, &bytes| sum.saturating_add(bytes))
+    }
+
+    /// What they have memory of their own for; `None` if they compute with ours.
     pub(crate) fn request(&self) -> Option<GpuRequest> {
-        (!self.gpu.is_unified()).then_some(GpuRequest { memory_bytes: self.budget_bytes })
+        let devices = u32::try_from(self.gpus.len()).unwrap_or(1);
+        (!self.is_unified()).then(|| GpuRequest { memory_bytes: self.total_bytes(), devices })
     }
 
     /// Of a GPU that computes with our memory: what of it it can use, in bytes.
     pub(crate) fn working_set_bytes(&self) -> Option<u64> {
-        self.gpu.is_unified().then_some(self.budget_bytes)
+        self.is_unified().then(|| self.total_bytes())
+    }
+
+    /// Names of the products.
+    pub(crate) fn description(&self) -> String {
+        let names: Vec<&str> = self.gpus.iter().map(|gpu| gpu.description.as_str()).collect();
+        match names.as_slice() {
+            [first, rest @ ..] if !rest.is_empty() && rest.iter().all(|name| name == first) => {
+                format!("{} × {first}", names.len())
+            }
+            _ => names.join(" + "),
+        }
     }
 
     /// Finds out how fast it is, the first time and then every month; it takes a second.
     pub(crate) fn measure(&mut self, profile: &mut Profile, cache_dir: &Path) {
         let (library, now) = (library(), now_unix_s());
+        let Some(gpu) = self.gpus.first() else { return };
         let is_it = |speed: &&GpuSpeed| {
             (&speed.library, &speed.name, &speed.description)
-                == (&library, &self.gpu.name, &self.gpu.description)
+                == (&library, &gpu.name, &gpu.description)
                 && now.checked_sub(speed.taken_unix_s).is_some_and(|age| age <= SPEED_AGE_MAX_S)
         };
         self.speed = profile.gpus.iter().find(is_it).cloned();
-        if self.speed.is_some() || self.gpu.is_emulated() || self.gpu.is_unified() {
+        if self.speed.is_some() || gpu.is_emulated() || gpu.is_unified() {
             return;
         }
-        match llama::calibrate::gpu(&self.gpu) {
+        match llama::calibrate::gpu(gpu) {
             Ok(measured) => {
                 let speed = GpuSpeed {
                     library,
-                    name: self.gpu.name.clone(),
-                    description: self.gpu.description.clone(),
+                    name: gpu.name.clone(),
+                    description: gpu.description.clone(),
                     host_to_device: measured.host_to_device,
                     device_to_host_bytes_per_s: measured.device_to_host_bytes_per_s,
                     decode_bytes_per_s: measured.decode_bytes_per_s,
@@ -114,8 +178,8 @@ impl Chosen {
 
     /// What is known of its speed.
     fn rates(&self) -> GpuRates {
-        let host_bytes = if self.gpu.is_emulated() { 0 } else { GPU_DRIVER_HOST_BYTES };
-        let name = self.gpu.description.clone();
+        let host_bytes = if self.is_emulated() { 0 } else { GPU_DRIVER_HOST_BYTES };
+        let name = self.description();
         let mut rates = GpuRates { name, host_bytes, ..GpuRates::default() };
         if let Some(speed) = &self.speed {
             let point = |&(read_bytes, bytes_per_s): &(u64, f64)| BandwidthPoint {
@@ -127,7 +191,7 @@ impl Chosen {
             rates.memory_bytes_per_s = speed.decode_bytes_per_s;
             rates.prompt_flops_per_s = speed.prompt_flops_per_s;
         }
-        if self.gpu.is_emulated() {
+        if self.is_emulated() {
             // Slow, so that there is a reason for everything that a slow link is a reason for.
             let bytes_per_s = 1e9;
             rates.host_to_device =
@@ -138,83 +202,45 @@ impl Chosen {
 }
 
 impl Survey {
-    /// With a GPU that computes.
+    /// With GPUs that compute.
     pub(crate) fn with_gpu(mut self, chosen: Option<Chosen>) -> Survey {
-        self.machine.gpu =
-            chosen.as_ref().filter(|chosen| !chosen.gpu.is_unified()).map(Chosen::rates);
+        self.machine.gpu = chosen.as_ref().filter(|chosen| !chosen.is_unified()).map(Chosen::rates);
         self.gpu = chosen;
         self
     }
 
-    pub(crate) fn gpu(&self) -> Option<&Gpu> {
-        self.gpu.as_ref().map(|chosen| &chosen.gpu)
-    }
-
-    /// The GPU, if it has memory of its own.
-    pub(crate) fn discrete_gpu(&self) -> Option<&Gpu> {
-        self.gpu().filter(|gpu| !gpu.is_unified())
-    }
-}
-
-/// Slots of each expert layer on the GPU, now that what else it holds is known: `taken_bytes`. All
-/// layers of a pool get the same number, between what a token uses and all there are.
-///
-/// # Errors
-/// When a token's experts don't fit beside it.
-pub(crate) fn fit_slots(
-    plan: &mut Plan,
-    taken_bytes: u64,
-    slots_max: Option<u32>,
-) -> Result<Vec<u32>, LoadError> {
-    let Some(gpu) = &mut plan.gpu else { return Ok(Vec::new()) };
-    let budget_bytes = gpu.budget_bytes;
-    let layers = |pool: &plan::Pool| pool.layers.len() as u64;
-    let bytes_of = |per_layer: &[u32]| -> u64 {
-        let pools = plan.pools.iter().zip(per_layer);
-        pools.map(|(pool, &n)| u64::from(n) * layers(pool) * pool.slot_bytes).sum()
-    };
-    let least: Vec<u32> = plan.pools.iter().map(|pool| pool.n_used).collect();
-    let needed_bytes = taken_bytes + bytes_of(&least);
-    if needed_bytes > budget_bytes {
-        return Err(LoadError::GpuBudgetTooSmall { needed_bytes, budget_bytes });
-    }
-    let available = budget_bytes - taken_bytes;
-    // Every pool the same share of its experts.
-    let share = |share: f64| -> Vec<u32> {
-        let pools = plan.pools.iter();
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u32
-        pools
-            .map(|pool| {
-                let wanted = (f64::from(pool.n_experts) * share) as u32;
-                let most = slots_max.unwrap_or(u32::MAX).clamp(pool.n_used, pool.n_experts);
-                wanted.clamp(pool.n_used, most)
-            })
-            .collect()
-    };
-    let (mut low, mut high) = (0.0, 1.0);
-    let mut per_layer = least;
-    for _ in 0..24 {
-        let middle = if high == 1.0 && low == 0.0 { 1.0 } else { (low + high) / 2.0 };
-        let slots = share(middle);
-        if bytes_of(&slots) <= available {
-            per_layer = slots;
-            low = middle;
-            if middle == 1.0 {
-                break;
+    /// Of several GPUs as few as hold the model whole, by the plan that they give: a token passes
+    /// through one after the other, so more of them are no faster.
+    ///
+    /// # Errors
+    /// Those of `make_plan`, for all of them together.
+    pub(crate) fn with_fewest_gpus(
+        self,
+        make_plan: impl Fn(&Survey) -> Result<Plan, LoadError>,
+    ) -> Survey {
+        let Some(chosen) = &self.gpu else { return self };
+        for n in 1..chosen.gpus.len() {
+            let fewer = self.clone().with_gpu(Some(chosen.first(n)));
+            if make_plan(&fewer).is_ok_and(|plan| plan.mode == Mode::FullResident) {
+                return fewer;
             }
-        } else {
-            high = if middle == 1.0 { 0.999_999 } else { middle };
         }
+        self
     }
-    gpu.slots = plan
-        .pools
-        .iter()
-        .zip(&per_layer)
-        .map(|(pool, &n)| n * u32::try_from(pool.layers.len()).unwrap_or(u32::MAX))
-        .collect();
-    gpu.bytes.expert_slots = bytes_of(&per_layer);
-    let of_layer = |layer: &plan::ExpertLayer| per_layer.get(layer.pool as usize).copied();
-    Ok(plan.expert_layers.iter().map(|layer| of_layer(layer).unwrap_or(0)).collect())
+
+    /// The GPUs that compute, none if the CPU does.
+    pub(crate) fn gpus(&self) -> &[Gpu] {
+        self.gpu.as_ref().map_or(&[], |chosen| &chosen.gpus)
+    }
+
+    pub(crate) fn has_emulated_gpu(&self) -> bool {
+        self.gpu.as_ref().is_some_and(Chosen::is_emulated)
+    }
+
+    /// Whether GPUs with memory of their own compute.
+    pub(crate) fn has_discrete_gpu(&self) -> bool {
+        self.gpu.as_ref().is_some_and(|chosen| !chosen.is_unified())
+    }
 }
 
 /// Waking the CPU's threads and bringing its rows to the GPU, in seconds; seen with 16 cores and an
@@ -239,27 +265,29 @@ pub(crate) fn assist_cost(
     })
 }
 
-/// Surveys this machine for a model, with the GPU that was asked for.
+/// Surveys this machine for a model, with the GPUs that were asked for.
 ///
 /// # Errors
 /// As [`Chosen::of`].
 pub(crate) fn survey(
     path: &Path,
+    model: &gguf::Model,
     options: &LoadOptions,
     is_hot: bool,
 ) -> Result<Survey, LoadError> {
     let dir = options.profile_dir.as_deref();
     let (surveyed, mut profile) = machine::survey_with(path, dir, options.threads, false);
-    add(surveyed, profile.as_mut(), options, is_hot)
+    add(surveyed, profile.as_mut(), model, options, is_hot)
 }
 
-/// Adds the GPU that was asked for to a survey; its speed is found in the profile, or measured.
+/// Adds the GPUs that were asked for to a survey; their speed is found in the profile, or measured.
 ///
 /// # Errors
 /// As [`Chosen::of`].
 pub(crate) fn add(
     surveyed: Survey,
     profile: Option<&mut Profile>,
+    model: &gguf::Model,
     options: &LoadOptions,
     is_hot: bool,
 ) -> Result<Survey, LoadError> {
@@ -271,5 +299,9 @@ pub(crate) fn add(
     if let (Some(chosen), Some(profile), Some(dir)) = (&mut chosen, profile, dir) {
         chosen.measure(profile, dir);
     }
-    Ok(surveyed.with_gpu(chosen))
+    let surveyed = surveyed.with_gpu(chosen);
+    Ok(match options.gpu {
+        GpuChoice::Auto => surveyed.with_fewest_gpus(|with| make_plan(model, with, options, &[])),
+        _ => surveyed,
+    })
 }

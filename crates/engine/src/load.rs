@@ -77,8 +77,8 @@ pub fn load(
     let begin = Instant::now();
     let opened = Opened::open(path)?;
     opened.check(options.layout)?;
-    let surveyed = gpu::survey(path, options, opened.hot().is_some())?;
-    let has_gpu = surveyed.gpu().is_some();
+    let surveyed = gpu::survey(path, opened.model(), options, opened.hot().is_some())?;
+    let has_gpu = !surveyed.gpus().is_empty();
     let without = surveyed.clone().with_gpu(None);
     match load_on(path, opened, surveyed, options, progress, begin) {
         Err(LoadError::Plan(PlanError::GpuBudgetTooSmall { smallest_bytes, .. }))
@@ -170,7 +170,7 @@ fn load_on(
                 gpu_short_bytes = needed_bytes.saturating_sub(budget_bytes) + GPU_HEADROOM_BYTES;
                 tracing::info!(gpu_short_bytes, "the GPU holds more than expected: planning again");
                 if let Some(chosen) = &mut surveyed.gpu {
-                    chosen.budget_bytes = chosen.budget_bytes.saturating_sub(gpu_short_bytes);
+                    chosen.shrink(gpu_short_bytes);
                 }
             }
             // What the allocator and threads keep differs from one load to the next, more so in a
@@ -204,7 +204,7 @@ pub fn free_bytes(path: &Path, options: &LoadOptions) -> u64 {
 /// As [`load`], as far as the plan goes.
 pub fn plan_only(path: &Path, options: &LoadOptions) -> Result<(gguf::Model, Plan), LoadError> {
     let opened = Opened::open(path)?;
-    let surveyed = gpu::survey(path, options, opened.hot().is_some())?;
+    let surveyed = gpu::survey(path, opened.model(), options, opened.hot().is_some())?;
     let model = opened.into_model();
     let plan = make_plan(&model, &surveyed, options, &[])?;
     Ok((model, plan))
@@ -341,12 +341,13 @@ impl Parts {
             context: self.context,
             threads: surveyed.threads,
             // A GPU has its weights as they are in the file.
-            layout: match surveyed.discrete_gpu() {
-                Some(gpu) if !gpu.is_emulated() => llama::Layout::Plain,
-                _ => options.layout,
+            layout: if surveyed.has_discrete_gpu() && !surveyed.has_emulated_gpu() {
+                llama::Layout::Plain
+            } else {
+                options.layout
             },
             load_time: begin.elapsed(),
-            gpu: surveyed.gpu().map(|gpu| gpu.description.clone()),
+            gpu: surveyed.gpu.as_ref().map(Chosen::description),
             load_stats: self.load_stats,
             stream: self.stream,
             attention: None,
@@ -408,10 +409,12 @@ fn load_resident(
     options: &LoadOptions,
     progress: Progress<'_>,
 ) -> Result<Parts, LoadError> {
-    let on = match surveyed.gpu().filter(|gpu| !gpu.is_emulated()) {
-        None => llama::plain::On::Cpu,
-        Some(gpu) if options.experts_on_cpu => llama::plain::On::GpuWithExpertsOnCpu(gpu),
-        Some(gpu) => llama::plain::On::Gpu(gpu),
+    let split = gpu::split(gguf, plan, surveyed);
+    let on = match surveyed.gpus() {
+        [] => llama::plain::On::Cpu,
+        _ if surveyed.has_emulated_gpu() => llama::plain::On::Cpu,
+        gpus if options.experts_on_cpu => llama::plain::On::GpuWithExpertsOnCpu(gpus),
+        gpus => llama::plain::On::Gpu(gpus, &split),
     };
     let model = llama::plain::load(path, source, options.layout, on, progress)?;
     let threads = threadpool(surveyed, POLL_RESIDENT)?;
@@ -452,14 +455,15 @@ fn check_resident(
 /// A model whose streamed weights have no memory yet.
 struct Prepared {
     context: llama::Context,
-    device: Arc<tiered::TieredDevice>,
+    device: Arc<tiered::Tiered>,
+    split: llama::Split,
     streamed: Streamed,
     files: Vec<Arc<io::File>>,
     load_stats: tiered::LoadStats,
     /// What the process takes beside expert slots, once it computes.
     fixed_bytes: u64,
-    /// What the GPU holds beside expert slots, once it computes.
-    device_bytes: u64,
+    /// What each GPU holds beside expert slots, once it computes.
+    device_bytes: Vec<u64>,
 }
 
 fn prepare(
@@ -482,6 +486,7 @@ fn prepare(
         }
     }
     let streamed = Streamed::of(opened, plan)?;
+    let split = gpu::split(gguf, plan, surveyed);
     let (model, load_stats) = tiered::load(tiered::TieredParams {
         model: gguf,
         hot: opened.hot(),
@@ -489,7 +494,8 @@ fn prepare(
         reader: (options.reader)().map_err(LoadError::Other)?,
         streamed: &streamed.tensors,
         layout: options.layout,
-        gpu: surveyed.gpu().cloned(),
+        gpus: surveyed.gpus(),
+        split: &split,
         cpu_assists: options.cpu_assists,
         progress,
     })?;
@@ -499,12 +505,9 @@ fn prepare(
     let internal = || LoadError::Other("internal error: no tiered device".into());
     let device = Arc::clone(model.tiered().ok_or_else(internal)?);
     llama::process::trim();
-    let gpu = surveyed.gpu();
     // What a GPU that is none keeps in our memory is its own.
-    let lent = || {
-        let is_emulated = gpu.is_some_and(llama::Gpu::is_emulated);
-        if is_emulated { device.allocated().total() } else { 0 }
-    };
+    let is_emulated = surveyed.has_emulated_gpu();
+    let lent = || if is_emulated { device.allocated().total() } else { 0 };
     let own_bytes = || llama::process::rss_bytes().saturating_sub(options.occupied_bytes + lent());
     let before_context = own_bytes();
     let is_streamed = plan.mode != Mode::FullResident;
@@ -518,7 +521,7 @@ fn prepare(
     }
     let made = device.allocated().contexts_bytes;
     tracing::debug!(planned = plan.bytes.kv + plan.bytes.compute, made, "context made");
-    let contexts_bytes = if surveyed.discrete_gpu().is_some() { 0 } else { made };
+    let contexts_bytes = if surveyed.has_discrete_gpu() { 0 } else { made };
     let fixed_bytes = own_bytes().max(before_context + contexts_bytes)
         + plan.bytes.work
         + plan.bytes.io_buffers
@@ -526,11 +529,12 @@ fn prepare(
         + plan.bytes.ring
         + RING_SLACK_BYTES
         + HEADROOM_BYTES;
-    let device_bytes = plan.gpu.as_ref().map_or(0, |gpu| {
-        let planned = gpu.bytes.base + gpu.bytes.work + gpu.bytes.ring;
-        (device.allocated().total() + planned).saturating_sub(GPU_HEADROOM_BYTES)
-    });
-    Ok(Prepared { context, device, streamed, files, load_stats, fixed_bytes, device_bytes })
+    let allocated = device.allocated_each();
+    let allocated = allocated.iter().map(|a| a.total().saturating_sub(GPU_HEADROOM_BYTES));
+    let device_bytes = gpu::taken_bytes(plan, &allocated.collect::<Vec<_>>());
+    let made =
+        Prepared { context, device, split, streamed, files, load_stats, fixed_bytes, device_bytes };
+    Ok(made)
 }
 
 fn load_streamed(
@@ -540,14 +544,17 @@ fn load_streamed(
     options: &LoadOptions,
     progress: Progress<'_>,
 ) -> Result<Parts, LoadError> {
-    let Prepared { context, device, streamed, files, load_stats, fixed_bytes, device_bytes } =
+    let Prepared { context, device, split, streamed, files, load_stats, fixed_bytes, device_bytes } =
         prepare(opened, &plan, surveyed, options, progress)?;
-    let device_slots = gpu::fit_slots(&mut plan, device_bytes, options.gpu_slots_max)?;
+    let budgets = surveyed.gpu.as_ref().map_or(&[][..], |chosen| &chosen.budget_bytes);
+    let device_slots =
+        gpu::fit_slots(&mut plan, budgets, &device_bytes, &split, options.gpu_slots_max)?;
     let layout = SlotLayout::of(&streamed.sources, &files);
     fit_pools(&mut plan, fixed_bytes, &layout, options.weights_memory_bytes)?;
     let mut sources = streamed.sources;
     sources.slots = plan.pools.iter().map(|pool| pool.slots).collect();
     sources.device_slots.clone_from(&device_slots);
+    sources.has_several_devices = surveyed.gpus().len() > 1;
     sources.device_ring_bytes = match plan.gpu.as_ref().map_or(0, |gpu| gpu.ring_bytes) {
         0 => 0,
         ring => usize::try_from(ring + RING_SLACK_BYTES).unwrap_or(usize::MAX),

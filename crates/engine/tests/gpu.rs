@@ -21,10 +21,19 @@ use hypura_testkit::tiny;
 /// Longer than three micro-batches.
 const PROMPT: usize = 100;
 
-/// Options for a GPU that is none.
+/// Options for a GPU that is none, or for several.
 fn emulated(flash: FlashAttention) -> LoadOptions {
+    on_gpus(flash, 1)
+}
+
+/// The first ones after the one under test, which is `CUDA0` then.
+fn on_gpus(flash: FlashAttention, n: usize) -> LoadOptions {
     let gpu = match gpu_under_test() {
-        GpuChoice::Off => GpuChoice::Named("CPU".to_owned()),
+        GpuChoice::Named(name) if n > 1 => {
+            let kind = name.trim_end_matches('0');
+            GpuChoice::Named((0..n).map(|i| format!("{kind}{i}")).collect::<Vec<_>>().join(","))
+        }
+        GpuChoice::Off => GpuChoice::Named(vec!["CPU"; n].join(",")),
         gpu => gpu,
     };
     LoadOptions { gpu, gpu_memory_bytes: Some(PLENTY), ..options(flash) }
@@ -49,17 +58,19 @@ fn at_least(path: &Path, options: &LoadOptions) -> Loaded {
     }
 }
 
-/// `base` with a little less of the GPU's memory than everything takes.
+/// `base` with a little less of each GPU's memory than everything takes.
 fn not_all(path: &Path, base: LoadOptions) -> LoadOptions {
-    let all = loaded(path, &base).plan.gpu.unwrap().bytes.total();
-    LoadOptions { gpu_memory_bytes: Some(all - 1), ..base }
+    let all = loaded(path, &base).plan.gpu.unwrap();
+    let of_each = (all.bytes.total() - 1) / u64::from(all.devices);
+    LoadOptions { gpu_memory_bytes: Some(of_each), ..base }
 }
 
 /// Compares a model of experts at several numbers of slots there and here. `is_plain` if nothing but
 /// a gate lies between its products, so that the CPU can compute beside the GPU.
-fn check_experts(name: &str, path: &Path, is_plain: bool) {
+fn check_experts(name: &str, path: &Path, is_plain: bool, n_gpus: usize) {
     let _alone = alone();
-    for flash in [FlashAttention::On, FlashAttention::Off] {
+    let flash = [FlashAttention::On, FlashAttention::Off];
+    for flash in flash.into_iter().take(if n_gpus > 1 { 1 } else { 2 }) {
         let expected = expected(path, &options(flash), PROMPT);
         for (slots, host_share, cpu_assists) in [
             (1 << 20, 1.0, false),
@@ -72,9 +83,10 @@ fn check_experts(name: &str, path: &Path, is_plain: bool) {
             if cpu_assists && !is_emulated() {
                 continue; // it rounds otherwise
             }
-            let what = format!("{name}, {slots} slots, {host_share} in memory, {flash:?}");
+            let what =
+                format!("{name} on {n_gpus}, {slots} slots, {host_share} in memory, {flash:?}");
             let what = if cpu_assists { format!("{what}, with the CPU") } else { what };
-            let mut options = not_all(path, LoadOptions { cpu_assists, ..emulated(flash) });
+            let mut options = not_all(path, LoadOptions { cpu_assists, ..on_gpus(flash, n_gpus) });
             options.gpu_slots_max = Some(slots);
             if host_share < 1.0 {
                 let all = loaded(path, &options).plan.bytes.expert_slots;
@@ -84,13 +96,14 @@ fn check_experts(name: &str, path: &Path, is_plain: bool) {
             }
             let mut loaded = at_least(path, &options);
             assert_eq!(loaded.plan.mode, Mode::ExpertStreaming, "{what}");
+            assert_eq!(loaded.plan.gpu.as_ref().unwrap().devices as usize, n_gpus, "{what}");
             assert_same(&logits(&mut loaded, PROMPT), &expected, &what);
             let device = stats(&loaded).device.unwrap();
             assert!(device.copied_bytes > 0, "{what}: {device:?}");
             assert_eq!(stats(&loaded).passes > 0, slots < 10, "{what}");
             assert_eq!(device.computed_in_place > 0, cpu_assists && is_plain, "{what}: {device:?}");
             // A link that is fast enough leaves nothing to gain.
-            if slots == 6 && !cpu_assists && is_emulated() {
+            if slots == 6 && !cpu_assists && is_emulated() && n_gpus == 1 {
                 let ahead = stats(&loaded).ahead;
                 assert!(ahead.begun > 0 && ahead.begun_right > 0, "{what}: {ahead:?}");
             }
@@ -102,23 +115,26 @@ fn check_experts(name: &str, path: &Path, is_plain: bool) {
 }
 
 /// Compares a dense model with a part of it there, and the rest in memory or on the drive.
-fn check_dense(name: &str, path: &Path) {
+fn check_dense(name: &str, path: &Path, n_gpus: usize) {
     let _alone = alone();
-    for flash in [FlashAttention::On, FlashAttention::Off] {
+    let flash = [FlashAttention::On, FlashAttention::Off];
+    for flash in flash.into_iter().take(if n_gpus > 1 { 1 } else { 2 }) {
         let expected = expected(path, &options(flash), PROMPT);
-        let all = loaded(path, &emulated(flash)).plan.gpu.unwrap();
+        let all = loaded(path, &on_gpus(flash, n_gpus)).plan.gpu.unwrap();
         for (gpu_share, host_share) in [(0.6, 1.0), (0.6, 0.4), (0.0, 1.0), (0.0, 0.0)] {
             if gpu_share == 0.0 && !is_emulated() {
                 continue; // next to nothing beside what the driver rounds up
             }
-            let what = format!("{name}, {gpu_share} there, {host_share} here, {flash:?}");
-            let mut options = emulated(flash);
+            let what =
+                format!("{name} on {n_gpus}, {gpu_share} there, {host_share} here, {flash:?}");
+            let mut options = on_gpus(flash, n_gpus);
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // shares of sizes
             let share = |of: u64, share: f64| (of as f64 * share) as u64;
             let weights = all.bytes.resident_weights;
             let less = share(weights, 1.0 - gpu_share) + 1;
             let least = all.smallest_bytes + (1 << 20);
-            options.gpu_memory_bytes = Some((all.bytes.total() - less).max(least));
+            let there = (all.bytes.total() - less).max(least);
+            options.gpu_memory_bytes = Some(there.div_ceil(n_gpus as u64));
             if host_share < 1.0 {
                 let here = loaded(path, &options).plan.bytes.resident_weights;
                 options.weights_memory_bytes = Some(share(here, host_share));
@@ -136,7 +152,7 @@ fn check_dense(name: &str, path: &Path) {
 
 #[test]
 fn matrices_of_a_dense_model() {
-    check_dense("draft", &demo("demo-draft-3m-q8_0.gguf"));
+    check_dense("draft", &demo("demo-draft-3m-q8_0.gguf"), 1);
 }
 
 fn tiny_model(folder: &Path, name: &str) -> PathBuf {
@@ -148,7 +164,20 @@ fn tiny_model(folder: &Path, name: &str) -> PathBuf {
 
 #[test]
 fn experts_of_the_demo_model() {
-    check_experts("demo", &demo("demo-moe-54m-q4_k_m.gguf"), true);
+    check_experts("demo", &demo("demo-moe-54m-q4_k_m.gguf"), true, 1);
+}
+
+/// Layers divided among two and three GPUs: with experts, and without.
+#[test]
+fn several_gpus() {
+    let folder = tempfile::tempdir().unwrap();
+    let is_real = !is_emulated();
+    check_experts("demo", &demo("demo-moe-54m-q4_k_m.gguf"), true, 2);
+    check_experts("gpt-oss", &tiny_model(folder.path(), "gpt-oss"), false, 2);
+    if !is_real {
+        check_experts("qwen3next", &tiny_model(folder.path(), "qwen3next"), true, 3);
+    }
+    check_dense("draft", &demo("demo-draft-3m-q8_0.gguf"), 2);
 }
 
 /// Gate and up apart and as one, biases between the products, recurrent layers.
@@ -158,7 +187,7 @@ fn experts_of_other_shapes() {
     for (name, is_plain) in
         [("qwen3moe", true), ("deepseek2-fused", false), ("gpt-oss", false), ("qwen3next", true)]
     {
-        check_experts(name, &tiny_model(folder.path(), name), is_plain);
+        check_experts(name, &tiny_model(folder.path(), name), is_plain, 1);
     }
 }
 

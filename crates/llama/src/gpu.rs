@@ -45,7 +45,84 @@ pub enum GpuError {
     },
 }
 
+/// Which layers each GPU has: runs of layers, in their order. The output matrix counts as one more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Split {
+    layers: Vec<u32>,
+}
+
+impl Split {
+    /// By the number of layers of each GPU; the last one's number includes the output matrix.
+    #[must_use]
+    pub fn new(layers: Vec<u32>) -> Split {
+        Split { layers }
+    }
+
+    /// The GPU that a layer is on, by its number. Layers beyond the last are on the last GPU.
+    #[must_use]
+    pub fn device_of_layer(&self, layer: u32) -> usize {
+        let ends = self.layers.iter().scan(0, |end, &n| {
+            *end += n;
+            Some(*end)
+        });
+        let last = self.layers.len().saturating_sub(1);
+        ends.into_iter().position(|end| layer < end).unwrap_or(last)
+    }
+
+    /// The GPU that a tensor is on, by its name in the file: what is of no layer is on the last.
+    #[must_use]
+    pub fn device_of(&self, name: &str) -> usize {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        self.device_of_layer(layer.unwrap_or(u32::MAX))
+    }
+
+    /// The same as llama.cpp wants it (`tensor_split`; `get_layer_buft_list` in `llama-model.cpp`):
+    /// a share for each device that there may be, 0 for all where there is one.
+    pub(crate) fn shares(&self) -> Vec<f32> {
+        // SAFETY: a constant of the library.
+        let mut shares = vec![0.0; unsafe { sys::llama_max_devices() }.max(self.layers.len())];
+        if self.layers.len() > 1 {
+            // A layer belongs to the first device whose end it lies before: half a layer less each
+            // keeps rounding from deciding.
+            let mut before = 0.0;
+            let mut end = 0;
+            let last = self.layers.len() - 1;
+            for (i, (share, &n)) in shares.iter_mut().zip(&self.layers).enumerate() {
+                end += n;
+                #[allow(clippy::cast_precision_loss)] // hundreds of layers
+                let until = if i == last || end == 0 { end as f32 } else { end as f32 - 0.5 };
+                *share = until - before;
+                before = until;
+            }
+        }
+        shares
+    }
+}
+
 impl Gpu {
+    /// All GPUs with memory of their own; the first one if there is none with any.
+    ///
+    /// # Errors
+    /// When there is none at all.
+    pub fn all() -> Result<Vec<Gpu>, GpuError> {
+        let first = Gpu::first()?;
+        // SAFETY: devices are static objects, numbered from 0.
+        let devices = (0..unsafe { sys::ggml_backend_dev_count() }).map(|i| unsafe {
+            let dev = sys::ggml_backend_dev_get(i);
+            (dev, sys::ggml_backend_dev_type(dev))
+        });
+        let is_discrete = |&(_, kind): &(Dev, _)| kind == sys::GGML_BACKEND_DEVICE_TYPE_GPU;
+        let mut found: Vec<Gpu> = devices
+            .filter(is_discrete)
+            .map(|(dev, _)| Gpu::of(dev))
+            .filter(|gpu| !gpu.is_unified())
+            .collect();
+        if found.is_empty() {
+            found.push(first);
+        }
+        Ok(found)
+    }
+
     /// The first GPU.
     ///
     /// # Errors
@@ -109,6 +186,42 @@ impl Gpu {
             let mut props: sys::ggml_backend_dev_props = std::mem::zeroed();
             sys::ggml_backend_dev_get_props(self.dev, &raw mut props);
             props.caps.buffer_from_host_ptr && !self.is_emulated()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What llama.cpp makes of shares, for a model of so many layers.
+    fn assigned(shares: &[f32], n_devices: usize, n_layers: u32) -> Vec<usize> {
+        let sums: Vec<f32> = (1..=n_devices).map(|n| shares[..n].iter().sum()).collect();
+        let total = sums[n_devices - 1];
+        let splits: Vec<f32> = sums.iter().map(|sum| sum / total).collect();
+        #[allow(clippy::cast_precision_loss)]
+        let at = |layer: u32| layer as f32 / (n_layers + 1) as f32;
+        (0..=n_layers).map(|layer| splits.partition_point(|&end| end <= at(layer))).collect()
+    }
+
+    #[test]
+    fn llama_assigns_layers_as_we_do() {
+        for layers in [vec![3, 6], vec![1, 1, 1], vec![40, 41], vec![0, 5, 4], vec![20, 7, 33, 1]] {
+            let n_devices = layers.len();
+            let n_layers = layers.iter().sum::<u32>() - 1;
+            let split = Split::new(layers);
+            let ours: Vec<usize> = (0..=n_layers).map(|i| split.device_of_layer(i)).collect();
+            assert_eq!(assigned(&split.shares(), n_devices, n_layers), ours, "{split:?}");
+            assert_eq!(split.device_of("output.weight"), n_devices - 1);
+            assert_eq!(split.device_of("blk.0.ffn_up_exps.weight"), ours[0]);
+        }
+    }
+
+    #[test]
+    fn one_device_has_everything() {
+        for split in [Split::default(), Split::new(vec![7])] {
+            assert!(split.shares().iter().all(|&share| share == 0.0));
+            assert_eq!((split.device_of_layer(3), split.device_of("output.weight")), (0, 0));
         }
     }
 }

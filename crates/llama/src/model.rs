@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::tiered::TieredDevice;
+use crate::tiered::Tiered;
 use crate::vocab::Vocab;
 
 /// How resident weights lie in memory. The layouts round differently, so text is comparable only
@@ -88,7 +88,7 @@ pub struct Model {
 struct Inner {
     ptr: NonNull<sys::llama_model>,
     /// Freed after the model: its buffers call into the device.
-    tiered: Option<Arc<TieredDevice>>,
+    tiered: Option<Arc<Tiered>>,
 }
 
 // SAFETY: llama.cpp's model is immutable after loading.
@@ -105,10 +105,10 @@ impl Drop for Inner {
 
 impl Model {
     /// # Safety
-    /// `ptr` is null or a model that nobody else frees; `tiered` is the device it was loaded on.
+    /// `ptr` is null or a model that nobody else frees; `tiered` the devices it was loaded on.
     pub(crate) unsafe fn from_raw(
         ptr: *mut sys::llama_model,
-        tiered: Option<Arc<TieredDevice>>,
+        tiered: Option<Arc<Tiered>>,
     ) -> Result<Model, LoadError> {
         let Some(ptr) = NonNull::new(ptr) else {
             let reason = crate::take_log_error().unwrap_or_else(|| "it gave no reason".into());
@@ -121,8 +121,8 @@ impl Model {
         self.inner.ptr.as_ptr()
     }
 
-    /// The tiered device that serves this model's streamed weights, if it has any.
-    pub fn tiered(&self) -> Option<&Arc<TieredDevice>> {
+    /// The tiered devices that serve this model's streamed weights, if it has any.
+    pub fn tiered(&self) -> Option<&Arc<Tiered>> {
         self.inner.tiered.as_ref()
     }
 

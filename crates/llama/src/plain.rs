@@ -6,7 +6,8 @@ use std::path::Path;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::gpu::Gpu;
+use crate::abi::Dev;
+use crate::gpu::{Gpu, Split};
 use crate::model::{self, Layout, LoadError, Model, Progress, ProgressSlot};
 
 /// How the weights get into memory.
@@ -28,11 +29,11 @@ const EXPERTS: &std::ffi::CStr = c"\\.ffn_(up|down|gate|gate_up)_(ch|)exps";
 pub enum On<'a> {
     /// The CPU.
     Cpu,
-    /// A GPU, with all weights in its memory but the input embedding.
-    Gpu(&'a Gpu),
-    /// A GPU, and the CPU for all experts (llama.cpp's `--cpu-moe`): how a model that a GPU can't
-    /// hold is run without us.
-    GpuWithExpertsOnCpu(&'a Gpu),
+    /// GPUs, with all weights in their memory but the input embedding, and who has which layers.
+    Gpu(&'a [Gpu], &'a Split),
+    /// GPUs, and the CPU for all experts (llama.cpp's `--cpu-moe`): how a model that GPUs can't hold
+    /// is run without us.
+    GpuWithExpertsOnCpu(&'a [Gpu]),
 }
 
 /// Loads a model (the first file of a split set) onto a GPU, or the CPU.
@@ -50,10 +51,14 @@ pub fn load(
     crate::take_log_error();
     let path = model::c_path(path)?;
     let mut slot = ProgressSlot { callback: progress, cancelled: false };
-    let gpu = match on {
-        On::Cpu => None,
-        On::Gpu(gpu) | On::GpuWithExpertsOnCpu(gpu) => Some(gpu.dev()),
+    let mut devices: Vec<Dev> = match on {
+        On::Cpu => Vec::new(),
+        On::Gpu(gpus, _) | On::GpuWithExpertsOnCpu(gpus) => gpus.iter().map(Gpu::dev).collect(),
     };
+    let n_gpu_layers = if devices.is_empty() { 0 } else { i32::MAX / 2 };
+    devices.push(std::ptr::null_mut());
+    let shares =
+        if let On::Gpu(_, split) = on { split.shares() } else { Split::default().shares() };
     let on_cpu = [
         sys::llama_model_tensor_buft_override {
             pattern: EXPERTS.as_ptr(),
@@ -65,12 +70,12 @@ pub fn load(
             buft: std::ptr::null_mut(),
         },
     ];
-    let mut devices = [gpu.unwrap_or(std::ptr::null_mut()), std::ptr::null_mut()];
     // SAFETY: all that the parameters point to outlives the call.
     let model = unsafe {
         let mut params = sys::llama_model_default_params();
         params.devices = devices.as_mut_ptr();
-        params.n_gpu_layers = if gpu.is_some() { i32::MAX / 2 } else { 0 };
+        params.n_gpu_layers = n_gpu_layers;
+        params.tensor_split = shares.as_ptr();
         if matches!(on, On::GpuWithExpertsOnCpu(_)) {
             params.tensor_buft_overrides = on_cpu.as_ptr();
         }

@@ -195,7 +195,8 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
         reader,
         streamed: &names,
         layout: Layout::Plain,
-        gpu: None,
+        gpus: &[],
+        split: &llama::Split::default(),
         cpu_assists: false,
         progress: &mut |_| true,
     };

@@ -34,6 +34,7 @@ mod plan;
 mod planner;
 mod request;
 mod speed;
+mod split;
 
 pub use explain::{BudgetRow, Explanation, PoolRow, RoleRow, Tier, TierBar, explain};
 pub use machine::{BandwidthPoint, ComputeRate, GpuRates, Machine};
@@ -47,3 +48,4 @@ pub use speed::{
     Forecast, HIT_RATE_CURVE, Limit, Product, Routing, Speed, WeightUse, assumed_hit_rate,
     forecast, weight_uses,
 };
+pub use split::split_layers;

@@ -55,17 +55,19 @@ pub struct Plan {
     pub host_matrices: Vec<usize>,
 }
 
-/// What lies in GPU memory.
+/// What lies in GPU memory, on all GPUs together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuPlan {
+    /// GPUs that layers are divided among.
+    pub devices: u32,
     /// The budget of GPU memory that was planned for.
     pub budget_bytes: u64,
-    /// Bytes by purpose: `base` is the driver's context, `work` the buffers of passes; `io_buffers`
-    /// and `kv_tiers` are 0.
+    /// Bytes by purpose: `base` is the drivers' contexts, and of several GPUs what their layers can't
+    /// fill evenly; `work` the buffers of passes; `io_buffers` and `kv_tiers` are 0.
     pub bytes: Breakdown,
     /// Slots per pool of [`Plan::pools`].
     pub slots: Vec<u32>,
-    /// Bytes of the ring that dense matrices stream through, 0 if none does.
+    /// Bytes of the ring that dense matrices stream through on each GPU, 0 if none does.
     pub ring_bytes: u64,
     /// The smallest budget of GPU memory that works with this context and these settings.
     pub smallest_bytes: u64,

@@ -43,11 +43,18 @@ pub struct Request {
     pub gpu: Option<GpuRequest>,
 }
 
-/// What may be taken of the GPU that computes.
+/// What may be taken of the GPU that computes, or of those that do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuRequest {
-    /// Bytes of GPU memory that may be used.
+    /// Bytes of GPU memory that may be used, on all GPUs together.
     pub memory_bytes: u64,
+    /// GPUs that the model's layers are divided among.
+    #[serde(default = "one")]
+    pub devices: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 impl Default for Request {

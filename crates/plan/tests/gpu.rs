@@ -26,7 +26,11 @@ fn requests() -> Vec<(&'static str, Request)> {
 }
 
 fn with(request: &Request, gpu_bytes: u64, memory_bytes: u64) -> Request {
-    Request { memory_bytes, gpu: Some(GpuRequest { memory_bytes: gpu_bytes }), ..request.clone() }
+    Request {
+        memory_bytes,
+        gpu: Some(GpuRequest { memory_bytes: gpu_bytes, devices: 1 }),
+        ..request.clone()
+    }
 }
 
 fn plan_with(model: &Model, gpu_bytes: u64, memory_bytes: u64) -> Plan {

@@ -94,7 +94,7 @@ pub(crate) mod tests {
     pub(crate) fn planned(memory_bytes: u64, gpu_bytes: Option<u64>) -> (Model, Plan) {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
         let model = Model::open(&models.join("demo-moe-54m-q4_k_m.gguf")).unwrap();
-        let gpu = gpu_bytes.map(|memory_bytes| GpuRequest { memory_bytes });
+        let gpu = gpu_bytes.map(|memory_bytes| GpuRequest { memory_bytes, devices: 1 });
         let request = Request { memory_bytes, gpu, ..Request::default() };
         let plan = plan(&model, &Machine::default(), &request).unwrap();
         (model, plan)

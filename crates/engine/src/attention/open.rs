@@ -30,8 +30,8 @@ pub(crate) fn open(
 ) -> Option<Attention> {
     let kv = options.kv.as_ref().filter(|kv| kv.keeps_something())?;
     let sizes = Sizes::of(model, options, kv);
-    let (fingerprint, gpu) = (fingerprint.to_owned(), surveyed.gpu());
-    let fields = scope_fields(model, fingerprint, options, gpu, plan.n_ctx, &kv.tenant);
+    let (fingerprint, gpus) = (fingerprint.to_owned(), surveyed.gpus());
+    let fields = scope_fields(model, fingerprint, options, gpus, plan.n_ctx, &kv.tenant);
     // What a micro-batch computes at once can wait to be written as long as nobody else needs the
     // memory.
     let burst = 2 * u64::from(plan.n_ubatch) * sizes.token_bytes;

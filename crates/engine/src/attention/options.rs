@@ -142,12 +142,12 @@ pub(crate) fn scope_fields(
     model: &gguf::Model,
     fingerprint: String,
     options: &LoadOptions,
-    gpu: Option<&llama::Gpu>,
+    gpus: &[llama::Gpu],
     n_ctx: u32,
     tenant: &str,
 ) -> ScopeFields {
     let layout = match options.layout {
-        llama::Layout::Fast if gpu.is_none() => "fast",
+        llama::Layout::Fast if gpus.is_empty() => "fast",
         _ => "plain",
     };
     ScopeFields {
@@ -160,17 +160,25 @@ pub(crate) fn scope_fields(
         positions: positions(model, n_ctx),
         adapters: String::new(),
         library: format!("llama.cpp {}", llama::version()),
-        backend: gpu.map_or_else(
-            || "CPU".to_owned(),
-            |gpu| {
-                let kind = gpu.name.trim_end_matches(|c: char| c.is_ascii_digit());
-                // Experts that the CPU computes round otherwise.
-                let beside = if options.cpu_assists { " and CPU" } else { "" };
-                format!("{kind} {}{beside}", gpu.description)
-            },
-        ),
+        backend: backend(gpus, options.cpu_assists),
         layout: layout.to_owned(),
         tenant: tenant.to_owned(),
+    }
+}
+
+/// What computes. GPUs of one kind count once: which layer is on which of them changes nothing.
+fn backend(gpus: &[llama::Gpu], cpu_assists: bool) -> String {
+    let name = |gpu: &llama::Gpu| {
+        let kind = gpu.name.trim_end_matches(|c: char| c.is_ascii_digit());
+        format!("{kind} {}", gpu.description)
+    };
+    let mut names: Vec<String> = gpus.iter().map(name).collect();
+    names.dedup();
+    match names.join(", ") {
+        none if none.is_empty() => "CPU".to_owned(),
+        // Experts that the CPU computes round otherwise.
+        names if cpu_assists => format!("{names} and CPU"),
+        names => names,
     }
 }
 

@@ -33,8 +33,11 @@ impl DeviceRing {
             let bytes = memory.device_matrix_bytes(index).ok_or_else(missing)?;
             Ok(MatrixSource { file: 0, offset: 0, bytes })
         });
-        let ring =
+        let mut ring =
             Ring::new(matrices.collect::<Result<_, String>>()?, sources.device_ring_bytes, 0);
+        if sources.has_several_devices {
+            ring.stop_at_end();
+        }
         let mut at = (BLOCK - memory.store_base(BLOCK)) % BLOCK;
         let mut stored = HashMap::new();
         for &index in &sources.stored {

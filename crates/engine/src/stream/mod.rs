@@ -76,6 +76,8 @@ pub(crate) struct Sources {
     pub(crate) device_slots: Vec<u32>,
     /// Bytes of the ring there.
     pub(crate) device_ring_bytes: usize,
+    /// Whether several GPUs compute, one after the other.
+    pub(crate) has_several_devices: bool,
     pub(crate) matrices: Vec<MatrixSource>,
     /// Those of them that stay in host memory when a GPU computes.
     pub(crate) stored: Vec<u32>,
@@ -170,10 +172,15 @@ impl Streamer {
             table.set_own_layer_discount(OWN_LAYER_DISCOUNT);
             Some(table)
         };
-        let ring = (!sources.matrices.is_empty())
+        let mut ring = (!sources.matrices.is_empty())
             .then(|| memory.ring_shape(BLOCK))
             .flatten()
             .map(|(len, base)| Ring::new(sources.matrices.clone(), len, base));
+        if let Some(ring) = &mut ring
+            && sources.has_several_devices
+        {
+            ring.stop_at_end();
+        }
         let is_staged = device.is_some() || sources.device_ring_bytes > 0;
         let device_ring = (sources.device_ring_bytes > 0)
             .then(|| DeviceRing::new(&sources, &memory))

@@ -51,6 +51,8 @@ pub(super) struct Ring {
     schedule: Vec<u32>,
     /// Index in `schedule` of the next matrix to read.
     next: usize,
+    /// Whether the next micro-batch is read ahead for, behind the end of this one.
+    wraps: bool,
     queue: VecDeque<Entry>,
     in_use: VecDeque<Entry>,
     serial: u64,
@@ -69,11 +71,17 @@ impl Ring {
             head: first,
             schedule: Vec::new(),
             next: 0,
+            wraps: true,
             queue: VecDeque::new(),
             in_use: VecDeque::new(),
             serial: 0,
             failures: Vec::new(),
         }
+    }
+
+    /// From now on reading ends with the schedule: another one, of another device, comes next.
+    pub(super) fn stop_at_end(&mut self) {
+        self.wraps = false;
     }
 
     pub(super) fn source(&self, index: u32) -> Option<MatrixSource> {
@@ -83,7 +91,7 @@ impl Ring {
     /// Sets the order of use of the coming micro-batches. True when it is another one than before,
     /// and the entries read ahead are of no use.
     pub(super) fn set_schedule(&mut self, schedule: &[u32]) -> bool {
-        let same = self.schedule == schedule;
+        let same = self.wraps && self.schedule == schedule;
         if !same {
             self.schedule = schedule.to_vec();
             self.next = 0;
@@ -108,7 +116,10 @@ impl Ring {
         let span = (head + source.bytes).next_multiple_of(BLOCK);
         let start = self.find(span)?;
         self.head = start + span;
-        self.next = (self.next + 1) % self.schedule.len();
+        self.next += 1;
+        if self.wraps {
+            self.next %= self.schedule.len();
+        }
         let entry = Entry { serial: self.serial, index, start, span, head, ready: false };
         self.serial += 1;
         self.queue.push_back(entry);
@@ -119,7 +130,7 @@ impl Ring {
     pub(super) fn undo_place(&mut self) {
         if let Some(entry) = self.queue.pop_back() {
             self.head = entry.start;
-            self.next = (self.next + self.schedule.len() - 1) % self.schedule.len().max(1);
+            self.next = self.next.checked_sub(1).unwrap_or(self.schedule.len().saturating_sub(1));
         }
     }
 
@@ -230,5 +241,19 @@ mod tests {
         let again = ring.place_next().unwrap();
         assert_eq!((again.index, again.start), (second.index, second.start));
         assert_ne!(again.start, first.start);
+    }
+
+    #[test]
+    fn a_ring_that_stops_begins_anew_with_each_schedule() {
+        let mut ring = Ring::new(vec![source(0, 100), source(4096, 100)], 8 * 4096, 0);
+        ring.stop_at_end();
+        for _ in 0..2 {
+            assert!(ring.set_schedule(&[1]));
+            assert_eq!(ring.place_next().map(|entry| entry.index), Some(1));
+            assert!(ring.place_next().is_none());
+            ring.undo_place();
+            assert_eq!(ring.place_next().map(|entry| entry.index), Some(1));
+            ring.clear_queue();
+        }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
-use std::sync::atomic::Ordering;
 
 use llama_cpp_sys_2 as sys;
 
@@ -73,7 +72,7 @@ unsafe extern "C" fn streamed_alignment(_: Buft) -> usize {
 
 unsafe extern "C" fn streamed_is_host(buft: Buft) -> bool {
     // SAFETY: ours.
-    unsafe { of_buft(buft) }.loading.load(Ordering::Relaxed)
+    unsafe { of_buft(buft) }.shared.is_loading()
 }
 
 unsafe extern "C" fn streamed_alloc(buft: Buft, bytes: usize) -> Buffer {
@@ -191,7 +190,7 @@ unsafe extern "C" fn resident_alloc(buft: Buft, bytes: usize) -> Buffer {
         let buffer = sys::ggml_backend_buft_alloc_buffer(wrapped_type(buft), bytes);
         if !buffer.is_null() {
             let device = of_buft(buft);
-            let loading = device.loading.load(Ordering::Relaxed);
+            let loading = device.shared.is_loading();
             ledger::note(std::ptr::from_ref(device) as usize, buffer, loading);
         }
         buffer

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 
-use super::device::{BackendContext, Stream};
+use super::device::BackendContext;
+use super::group::Stream;
 use super::predict::{Guesses, Router};
 use super::{ResidencyError, Routing, StreamKind, graph, passes};
 use crate::abi::{self, Graph, Tensor};

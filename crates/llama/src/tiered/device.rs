@@ -1,18 +1,17 @@
 //! The device, its buffer types and its backend, as ggml sees them.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use llama_cpp_sys_2 as sys;
 
+use super::group::{Shared, Stream};
 use super::ledger::{self, Allocated};
-use super::memory::StreamMemory;
 use super::staged::Stage;
-use super::{Residency, StreamKind, StreamedTensor, buffers, compute, graph, repacked, staged};
+use super::{StreamKind, StreamedTensor, buffers, compute, graph, repacked, staged};
 use crate::abi::{
     self, Backend, BackendI, BackendObject, BufferType, Buft, Dev, DeviceI, DeviceObject, Event,
     Graph, Reg, RegI, RegObject, Tensor,
@@ -25,7 +24,7 @@ use crate::threads::Threadpool;
 /// A ggml device that wraps another and streams weights to it.
 ///
 /// Its address is known to C: it lives in an `Arc` that models and backends hold.
-pub struct TieredDevice {
+pub(super) struct TieredDevice {
     device: DeviceObject,
     reg: RegObject,
     /// Buffers of this type hold streamed tensors: addresses without memory.
@@ -41,14 +40,12 @@ pub struct TieredDevice {
     pub(super) is_staged: bool,
     /// Whether the CPU computes beside it.
     cpu_assists: bool,
+    /// Its place among the devices that a model is spread over.
+    pub(super) index: usize,
     this: Weak<TieredDevice>,
-    /// While loading, streamed buffers claim to be host memory: llama.cpp would otherwise build a
-    /// staging copy of each tensor.
-    pub(super) loading: AtomicBool,
+    /// What it has in common with them.
+    pub(super) shared: Arc<Shared>,
     state: Mutex<State>,
-    stream: Mutex<Option<Stream>>,
-    error: Mutex<Option<DecodeError>>,
-    abort: Mutex<Option<Arc<AtomicBool>>>,
 }
 
 /// What is known of the streamed weights.
@@ -57,8 +54,8 @@ pub(super) struct State {
     pub(super) expected: HashMap<String, StreamedTensor>,
     pub(super) weights: HashMap<usize, Weight>,
     pub(super) reserved: Vec<buffers::Reserved>,
-    misused: BTreeSet<String>,
-    threads: Option<Arc<Threadpool>>,
+    pub(super) misused: BTreeSet<String>,
+    pub(super) threads: Option<Arc<Threadpool>>,
 }
 
 /// A streamed tensor that llama.cpp has created.
@@ -67,13 +64,6 @@ pub(super) struct Weight {
     pub(super) kind: StreamKind,
     pub(super) is_repacked: bool,
     pub(super) name: String,
-}
-
-/// Where streamed bytes go and who brings them.
-pub(super) struct Stream {
-    pub(super) memory: Arc<StreamMemory>,
-    pub(super) residency: Box<dyn Residency>,
-    pub(super) scratch: compute::Scratch,
 }
 
 /// The context of a backend object: one per llama.cpp context.
@@ -98,12 +88,12 @@ impl TieredDevice {
     /// # Errors
     /// When the linked library is not the one that the mirrors in `abi` were written for.
     pub(super) fn new(
+        index: usize,
+        shared: &Arc<Shared>,
         tensors: &[StreamedTensor],
         gpu: Option<&Gpu>,
         cpu_assists: bool,
     ) -> Result<Arc<TieredDevice>, String> {
-        crate::init();
-        abi::verify()?;
         let cpu = cpu().ok_or("ggml has no CPU backend")?.device;
         let inner = gpu.map_or(cpu, Gpu::dev);
         let expected = tensors.iter().map(|t| (t.name.clone(), t.clone())).collect();
@@ -122,12 +112,10 @@ impl TieredDevice {
                 is_cpu: inner == cpu,
                 is_staged: gpu.is_some_and(|gpu| !gpu.is_unified()),
                 cpu_assists,
+                index,
                 this: Weak::clone(weak),
-                loading: AtomicBool::new(true),
+                shared: Arc::clone(shared),
                 state: Mutex::new(State { expected, ..State::default() }),
-                stream: Mutex::new(None),
-                error: Mutex::new(None),
-                abort: Mutex::new(None),
             }
         });
         Ok(device)
@@ -145,90 +133,26 @@ impl TieredDevice {
         (&raw const self.repacked).cast_mut().cast()
     }
 
-    /// From now on nothing may touch the addresses of streamed tensors.
-    pub(super) fn finish_loading(&self) {
-        self.loading.store(false, Ordering::Relaxed);
-        for span in &self.state().reserved {
-            // SAFETY: reserved by `buffers::streamed_alloc`, whose buffers the model still holds.
-            unsafe { span.forbid() };
-        }
-    }
-
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn stream(&self) -> MutexGuard<'_, Option<Stream>> {
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.stream()
     }
 
     pub(super) fn set_error(&self, error: DecodeError) {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-    }
-
-    pub(crate) fn take_error(&self) -> Option<DecodeError> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Threads for the context that is about to be made; false when there is one already.
-    pub(crate) fn attach_threads(&self, threads: &Arc<Threadpool>) -> bool {
-        let mut state = self.state();
-        let free = state.threads.is_none();
-        if free {
-            state.threads = Some(Arc::clone(threads));
-        }
-        free
-    }
-
-    /// The context is no more.
-    pub(crate) fn detach_threads(&self) {
-        self.state().threads = None;
-    }
-
-    pub(crate) fn set_abort_flag(&self, flag: &Arc<AtomicBool>) {
-        *self.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(flag));
+        self.shared.set_error(error);
     }
 
     /// Whether the computation has been asked to stop.
     pub(super) fn aborted(&self) -> bool {
-        let flag = self.abort.lock().unwrap_or_else(PoisonError::into_inner);
-        flag.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
-    }
-
-    /// The streamed tensors that llama.cpp has not created: it knows no use for them.
-    pub(super) fn not_created(&self, streamed: &[StreamedTensor]) -> Vec<String> {
-        let state = self.state();
-        let created: HashSet<&str> = state.weights.values().map(|w| w.name.as_str()).collect();
-        let missing = streamed.iter().filter(|t| !created.contains(t.name.as_str()));
-        missing.map(|t| t.name.clone()).collect()
-    }
-
-    /// Streamed tensors that llama.cpp uses in operations that can't stream. Known once a context
-    /// has been made; a model with any must be loaded anew with them resident.
-    pub fn misused(&self) -> Vec<String> {
-        self.state().misused.iter().cloned().collect()
+        self.shared.aborted()
     }
 
     /// What llama.cpp has allocated from the wrapped device, now.
-    pub fn allocated(&self) -> Allocated {
+    pub(super) fn allocated(&self) -> Allocated {
         ledger::allocated(std::ptr::from_ref(self) as usize)
-    }
-
-    /// Gives the device the memory for streamed weights and the one who fills it. Until then,
-    /// computing fails.
-    pub fn attach(&self, memory: Arc<StreamMemory>, residency: Box<dyn Residency>) {
-        let scratch = compute::Scratch::default();
-        *self.stream() = Some(Stream { memory, residency, scratch });
-    }
-
-    /// Takes memory and residency away again.
-    pub fn detach(&self) -> Option<Box<dyn Residency>> {
-        self.stream().take().map(|stream| stream.residency)
-    }
-
-    /// Runs `f` on the residency, between computations.
-    pub fn with_residency<R>(&self, f: impl FnOnce(&mut dyn Residency) -> R) -> Option<R> {
-        self.stream().as_mut().map(|stream| f(stream.residency.as_mut()))
     }
 
     /// A streamed tensor's kind, when `op` uses it as something that can be streamed; notes it as
@@ -527,7 +451,7 @@ unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
         }
         let stage = if device.is_staged {
             let helpers = threads.as_ref().filter(|_| device.cpu_assists);
-            let Some(stage) = Stage::new(device.inner, helpers) else {
+            let Some(stage) = Stage::new(device.inner, device.index, helpers) else {
                 sys::ggml_backend_free(inner);
                 return null_mut();
             };

@@ -19,8 +19,9 @@ pub(super) struct Front {
     ctx: NonNull<sys::ggml_context>,
     buffers: Vec<Buffer>,
     layers: Vec<Layer>,
-    /// Remapped expert ids, one table per layer.
-    ids: Vec<*mut Tensor>,
+    /// Remapped expert ids, one table per layer, with room for `ids_max`.
+    ids: HashMap<u32, *mut Tensor>,
+    ids_max: i64,
     /// What matrices pass through: bytes, as ggml sees them.
     ring: Option<*mut Tensor>,
     /// Stand-ins for streamed matrices, by the matrix's index; their data is set at each use.
@@ -50,7 +51,7 @@ pub(super) struct Part {
 }
 
 impl Front {
-    /// Allocates slots shaped after the streamed experts.
+    /// Allocates slots shaped after the streamed experts of the layers that are on this device.
     ///
     /// # Errors
     /// When the device has no memory for them.
@@ -77,12 +78,12 @@ impl Front {
             ctx,
             buffers: Vec::new(),
             layers: spec.device_slots.iter().map(layer).collect(),
-            ids: Vec::new(),
+            ids: HashMap::new(),
+            ids_max: i64::try_from(spec.n_used_max * spec.n_ubatch).unwrap_or(i64::MAX).max(1),
             ring: None,
             matrices: HashMap::new(),
             bytes: 0,
         };
-        let ids_max = i64::try_from(spec.n_used_max * spec.n_ubatch).unwrap_or(i64::MAX).max(1);
         // SAFETY: the caller's promise; tensors are described, then given memory.
         unsafe {
             if spec.device_ring_bytes > 0 {
@@ -105,11 +106,6 @@ impl Front {
                     }
                 }
             }
-            for _ in 0..n_layers {
-                let ids = sys::ggml_new_tensor_1d(ctx.as_ptr(), sys::GGML_TYPE_I32, ids_max);
-                front.place(device, ids)?;
-                front.ids.push(ids);
-            }
         }
         Ok(front)
     }
@@ -129,6 +125,11 @@ impl Front {
             let ctx = self.ctx.as_ptr();
             let tensor = sys::ggml_new_tensor_3d(ctx, ty, ne[0], ne[1], i64::from(slots));
             self.place(device, tensor)?;
+            if !self.ids.contains_key(&layer) {
+                let ids = sys::ggml_new_tensor_1d(ctx, sys::GGML_TYPE_I32, self.ids_max);
+                self.place(device, ids)?;
+                self.ids.insert(layer, ids);
+            }
             let bytes = (*tensor).nb[2];
             if let Some(layer) = self.layers.get_mut(layer as usize) {
                 layer.parts.insert(part, Part { tensor, bytes });
@@ -223,7 +224,7 @@ impl Front {
 
     /// The table for a layer's remapped ids.
     pub(super) fn ids(&self, layer: u32) -> Option<*mut Tensor> {
-        self.ids.get(layer as usize).copied()
+        self.ids.get(&layer).copied()
     }
 }
 

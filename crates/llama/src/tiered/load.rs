@@ -9,10 +9,10 @@ use hypura_io as io;
 use llama_cpp_sys_2 as sys;
 
 use super::StreamedTensor;
-use super::device::TieredDevice;
-use crate::abi::Buft;
+use super::group::Tiered;
+use crate::abi::{Buft, Dev};
 use crate::cookie::Stream;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Split};
 use crate::model::{self, Layout, LoadError, Model, Progress, ProgressSlot};
 use crate::virtual_gguf::{ServeCounts, VirtualGguf};
 
@@ -30,8 +30,10 @@ pub struct TieredParams<'a> {
     pub streamed: &'a [StreamedTensor],
     /// The layout of resident weights; on a GPU it is that of the file.
     pub layout: Layout,
-    /// The GPU that computes, if one does.
-    pub gpu: Option<Gpu>,
+    /// The GPUs that compute, if any do.
+    pub gpus: &'a [Gpu],
+    /// Which layers each of them has.
+    pub split: &'a Split,
     /// Whether the CPU may compute experts that lie in host memory, beside the GPU.
     pub cpu_assists: bool,
     /// Told how far it is; answers whether to go on.
@@ -55,8 +57,9 @@ pub struct LoadStats {
 /// When llama.cpp refuses the model, a read fails, or the loader's assumptions about llama.cpp's
 /// internals do not hold.
 pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
-    let device = TieredDevice::new(params.streamed, params.gpu.as_ref(), params.cpu_assists)
-        .map_err(LoadError::Abi)?;
+    let tiered =
+        Tiered::new(params.streamed, params.gpus, params.cpu_assists).map_err(LoadError::Abi)?;
+    let last = tiered.devices().len() - 1;
     let skip: HashSet<&str> = params.streamed.iter().map(|t| t.name.as_str()).collect();
     let (file, counts) =
         VirtualGguf::new((params.model, params.hot), params.files, params.reader, |name| {
@@ -64,14 +67,18 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
         })?;
     let mut stream = Stream::open(Box::new(file))?;
 
-    let streamed = patterns(params.streamed.iter().map(|t| t.name.as_str()));
     let repacked = patterns(resident_repacked(params.model, params.hot, &skip));
     let with = |patterns: Vec<String>, buft: Buft| {
         let pattern = |pattern| Some((CString::new(pattern).ok()?, buft));
         patterns.into_iter().filter_map(pattern).collect::<Vec<_>>()
     };
-    let mut types = with(streamed, device.streamed_type());
-    types.extend(with(repacked, device.repacked_type()));
+    let mut types = Vec::new();
+    for device in tiered.devices() {
+        let names = params.streamed.iter().map(|t| t.name.as_str());
+        let own = names.filter(|name| params.split.device_of(name).min(last) == device.index);
+        types.extend(with(patterns(own), device.streamed_type()));
+    }
+    types.extend(with(repacked, tiered.devices()[last].repacked_type()));
     let mut overrides: Vec<sys::llama_model_tensor_buft_override> = types
         .iter()
         .map(|(pattern, buft)| sys::llama_model_tensor_buft_override {
@@ -79,7 +86,7 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
             buft: *buft,
         })
         .collect();
-    let is_repacking = params.layout == Layout::Fast && params.gpu.is_none();
+    let is_repacking = params.layout == Layout::Fast && params.gpus.is_empty();
     if is_repacking {
         // llama.cpp considers repacking only for tensors that are overridden to the CPU's type.
         overrides.push(sys::llama_model_tensor_buft_override {
@@ -95,11 +102,14 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
 
     crate::take_log_error();
     let mut slot = ProgressSlot { callback: params.progress, cancelled: false };
-    let mut devices = [device.dev(), std::ptr::null_mut()];
+    let mut devices: Vec<Dev> = tiered.devices().iter().map(|device| device.dev()).collect();
+    devices.push(std::ptr::null_mut());
+    let shares = params.split.shares();
     // SAFETY: all that the parameters point to outlives the call; the device is kept by the model.
     let model = unsafe {
         let mut p = sys::llama_model_default_params();
         p.devices = devices.as_mut_ptr();
+        p.tensor_split = shares.as_ptr();
         p.n_gpu_layers = i32::MAX / 2;
         p.tensor_buft_overrides = overrides.as_ptr();
         p.load_mode = sys::LLAMA_LOAD_MODE_NONE;
@@ -108,7 +118,7 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
         p.check_tensors = false;
         (p.progress_callback, p.progress_callback_user_data) = model::progress_callback(&mut slot);
         let ptr = sys::llama_model_load_from_file_ptr(stream.as_ptr().cast(), p);
-        Model::from_raw(ptr, Some(Arc::clone(&device)))
+        Model::from_raw(ptr, Some(Arc::clone(&tiered)))
     };
     if let Some(error) = stream.take_error() {
         return Err(LoadError::Io(error));
@@ -117,8 +127,8 @@ pub fn load(params: TieredParams<'_>) -> Result<(Model, LoadStats), LoadError> {
         return Err(LoadError::Cancelled);
     }
     let model = model?;
-    device.finish_loading();
-    let stats = check(&device, params.model, params.streamed, &counts)?;
+    tiered.finish_loading();
+    let stats = check(&tiered, params.model, params.streamed, &counts)?;
     Ok((model, stats))
 }
 
@@ -137,13 +147,13 @@ fn resident_repacked<'a>(
 
 /// The loading rests on how llama.cpp reads: asserted here, each time.
 fn check(
-    device: &TieredDevice,
+    tiered: &Tiered,
     model: &gguf::Model,
     streamed: &[StreamedTensor],
     counts: &Arc<ServeCounts>,
 ) -> Result<LoadStats, LoadError> {
     let served = counts.get(model);
-    let names = device.not_created(streamed);
+    let names = tiered.not_created(streamed);
     if !names.is_empty() {
         return Err(LoadError::Unstreamable { names });
     }

@@ -77,8 +77,9 @@ pub struct StreamMemory {
     ids: Vec<*mut Tensor>,
     ids_capacity: usize,
     bytes: u64,
-    /// Slots in the device's own memory. Pools and ring are then what is copied from.
-    front: Option<Front>,
+    /// Slots in the memory of each device that has its own. Pools and ring are then what is copied
+    /// from.
+    fronts: Vec<Front>,
     /// Pieces that are being filled: start address and length.
     lent: Mutex<BTreeMap<usize, usize>>,
 }
@@ -146,13 +147,9 @@ impl StreamMemory {
     /// # Errors
     /// When memory runs out, or layers of one pool differ in shape.
     pub fn new(model: &Model, spec: &PoolSpec) -> Result<Arc<StreamMemory>, String> {
-        let device = model.tiered().ok_or("the model streams nothing")?;
-        let weights: Vec<(*const Tensor, Weight)> = device
-            .state()
-            .weights
-            .iter()
-            .map(|(address, weight)| (*address as *const Tensor, weight.clone()))
-            .collect();
+        let tiered = model.tiered().ok_or("the model streams nothing")?;
+        let device = tiered.devices().first().ok_or("the model is on no device")?;
+        let weights = tiered.weights();
         let n_tensors = weights.len() + spec.pool_of_layer.len() + 8;
         // SAFETY: a context for descriptions only; freed in `Drop`.
         let ctx = unsafe {
@@ -177,13 +174,18 @@ impl StreamMemory {
             ids: Vec::new(),
             ids_capacity: (spec.n_used_max * spec.n_ubatch).max(1),
             bytes: 0,
-            front: None,
+            fronts: Vec::new(),
             lent: Mutex::new(BTreeMap::new()),
         };
         // SAFETY: the weights are tensors of a model that the caller holds.
         unsafe {
-            if device.is_staged {
-                memory.front = Some(Front::new(device, spec, &weights)?);
+            for device in tiered.devices().iter().filter(|device| device.is_staged) {
+                let own: Vec<(*const Tensor, Weight)> = weights
+                    .iter()
+                    .filter(|(index, ..)| *index == device.index)
+                    .map(|(_, tensor, weight)| (*tensor, weight.clone()))
+                    .collect();
+                memory.fronts.push(Front::new(device, spec, &own)?);
             }
             if spec.store_bytes > 0 {
                 memory.store = Some(memory.allocate(buft(device), spec.store_bytes)?.1);
@@ -192,7 +194,7 @@ impl StreamMemory {
                 let (buffer, span) = memory.allocate(buft(device), spec.ring_bytes)?;
                 (memory.ring_buffer, memory.ring) = (buffer, Some(span));
             }
-            for (tensor, weight) in weights {
+            for (_, tensor, weight) in weights {
                 let like = (tensor, weight.is_repacked);
                 match weight.kind {
                     StreamKind::Experts { layer, part } => {
@@ -214,13 +216,14 @@ impl StreamMemory {
         Ok(Arc::new(memory))
     }
 
-    /// Bytes of the device's own memory that were allocated.
+    /// Bytes of the devices' own memory that were allocated.
     pub fn device_bytes(&self) -> u64 {
-        self.front.as_ref().map_or(0, Front::bytes)
+        self.fronts.iter().map(Front::bytes).sum()
     }
 
-    pub(super) fn front(&self) -> Option<&Front> {
-        self.front.as_ref()
+    /// What a device has in its own memory, by its number.
+    pub(super) fn front(&self, device: usize) -> Option<&Front> {
+        self.fronts.get(device)
     }
 
     /// Where a part of an expert lies in host memory.
@@ -305,7 +308,7 @@ impl StreamMemory {
 
     /// Bytes that a streamed matrix takes in the device's ring.
     pub fn device_matrix_bytes(&self, index: u32) -> Option<usize> {
-        Some(self.front.as_ref()?.matrix(index)?.padded_bytes)
+        Some(self.fronts.iter().find_map(|front| front.matrix(index))?.padded_bytes)
     }
 
     /// Bytes of the ring, and the address that offsets count from modulo `alignment`.

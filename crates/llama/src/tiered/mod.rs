@@ -1,6 +1,6 @@
 //! The tiered ggml backend: a device that wraps the real one and streams weights to it.
 //!
-//! llama.cpp is given one device, ours ([`TieredDevice`]). Every operation, buffer and kernel is
+//! llama.cpp is given devices of ours ([`Tiered`]): one, or one for each GPU. Every operation, buffer and kernel is
 //! the wrapped device's; only a node whose weight is streamed is stopped at, and a [`Residency`]
 //! is asked to make the needed bytes resident first. That is all this module knows: which experts
 //! are kept, when they are read and from where is the residency's business.
@@ -21,6 +21,7 @@ mod compute;
 mod device;
 mod front;
 mod graph;
+mod group;
 mod ledger;
 mod load;
 mod memory;
@@ -31,7 +32,7 @@ mod staged;
 
 use std::fmt;
 
-pub use device::TieredDevice;
+pub use group::Tiered;
 pub use ledger::Allocated;
 pub use load::{LoadStats, TieredParams, load};
 pub use memory::{PoolSpec, SlotBuffer, SlotPart, StreamMemory, slot_stride};

@@ -11,8 +11,9 @@ use std::ptr::NonNull;
 use llama_cpp_sys_2 as sys;
 
 use super::compute::{Scratch, Stop, compute_and_wait};
-use super::device::{BackendContext, Stream};
+use super::device::BackendContext;
 use super::graph;
+use super::group::Stream;
 use crate::abi::{self, Buffer, Buft, Graph, Tensor};
 
 /// One matmul to do in passes.
@@ -242,7 +243,7 @@ unsafe fn one_group(
     }
 }
 
-const GRAPH_NODES: usize = 16;
+const GRAPH_NODES: usize = 20;
 
 /// A ggml context for the descriptions of one small graph.
 pub(super) struct Descriptions(NonNull<sys::ggml_context>);

@@ -13,13 +13,15 @@
 
 mod why;
 
+use std::collections::HashMap;
+
 use hypura_gguf::{Model, Role};
 
 use super::{BATCH_MIN_TOKENS, Planner, Pooling, SCRATCH_SHARE, UNITS_MAX, count};
 use crate::allocate::{Allocation, allocate, smallest};
 use crate::inventory::{Inventory, Kind};
 use crate::memory::{GPU_BASE_BYTES, GPU_STAGING_BYTES, IO_BUFFERS_BYTES, Scratch};
-use crate::number::total;
+use crate::number::{product, total};
 use crate::plan::{Breakdown, GpuPlan, Mode, Plan, PlanError};
 use crate::speed::{Speed, planned_speed};
 
@@ -106,13 +108,38 @@ impl Planner<'_> {
     fn device_scratch(&self, n_ubatch: u32, streams: bool) -> Scratch {
         // Experts are computed as they arrive, so any layer's matmuls may be done in parts.
         let passes = streams && !self.inventory.classes.is_empty();
-        self.widths.gpu_scratch(self.request, self.n_ctx.into(), n_ubatch.into(), passes)
+        let one = self.widths.gpu_scratch(self.request, self.n_ctx.into(), n_ubatch.into(), passes);
+        // Attention state is where its layer is; every GPU has buffers of its own.
+        let n = self.n_gpus();
+        let (compute, work) = (one.compute.saturating_mul(n), one.work.saturating_mul(n));
+        Scratch { kv: one.kv, compute, work }
+    }
+
+    fn n_gpus(&self) -> u64 {
+        self.request.gpu.as_ref().map_or(1, |gpu| u64::from(gpu.devices.max(1)))
+    }
+
+    /// What GPUs hold before anything of the model is there. Several can't be filled evenly: the run
+    /// of layers of each may be too short or too long by one.
+    fn device_base_bytes(&self) -> u64 {
+        let n = self.n_gpus();
+        let uneven = if n > 1 { self.largest_layer_bytes() } else { 0 };
+        total([product([GPU_BASE_BYTES, n]), product([uneven, n - 1])])
+    }
+
+    /// Of the layers and the output, the one with the most bytes.
+    fn largest_layer_bytes(&self) -> u64 {
+        let mut of_layer: HashMap<Option<u32>, u64> = HashMap::new();
+        for tensor in self.model.tensors.iter().filter(|tensor| !is_input(tensor.role)) {
+            *of_layer.entry(tensor.layer).or_default() += tensor.bytes;
+        }
+        of_layer.into_values().max().unwrap_or(0)
     }
 
     /// The least of GPU memory that works, by whichever mode.
     fn device_smallest_bytes(&self, inventory: &Inventory) -> u64 {
         let resident = total([
-            GPU_BASE_BYTES,
+            self.device_base_bytes(),
             inventory.used_bytes,
             self.device_scratch(self.ubatch_min(), false).total(),
         ]);
@@ -121,12 +148,13 @@ impl Planner<'_> {
 
     fn device_streaming_smallest_bytes(&self, inventory: &Inventory) -> u64 {
         let scratch = self.device_scratch(self.ubatch_min(), true).total();
-        total([GPU_BASE_BYTES, smallest_bytes(inventory), scratch])
+        let rings = product([smallest(inventory).ring_bytes, self.n_gpus() - 1]);
+        total([self.device_base_bytes(), smallest_bytes(inventory), rings, scratch])
     }
 
     /// Everything in GPU memory, if it fits.
     fn device_resident(&self, inventory: &Inventory, budget: u64) -> Option<Tier> {
-        let room = budget.checked_sub(total([GPU_BASE_BYTES, inventory.used_bytes]))?;
+        let room = budget.checked_sub(total([self.device_base_bytes(), inventory.used_bytes]))?;
         let n_ubatch = self
             .ubatches_from_largest()
             .find(|&n_ubatch| self.device_scratch(n_ubatch, false).total() <= room)?;
@@ -147,8 +175,12 @@ impl Planner<'_> {
         let most = self.device_scratch(ubatch_max, true).total();
         let beyond = budget.saturating_sub(self.device_streaming_smallest_bytes(inventory));
         let share = least.saturating_add(beyond / SCRATCH_SHARE).min(most.max(least));
-        let weights = budget.saturating_sub(GPU_BASE_BYTES).saturating_sub(share);
+        let weights = budget.saturating_sub(self.device_base_bytes()).saturating_sub(share);
         let mut allocation = allocate(inventory, weights, u64::MAX, UNITS_MAX);
+        if self.n_gpus() > 1 && allocation.ring_bytes > 0 {
+            let rings = product([allocation.ring_bytes, self.n_gpus() - 1]);
+            allocation = allocate(inventory, weights.saturating_sub(rings), u64::MAX, UNITS_MAX);
+        }
         allocation.rows_pinned = true;
         let fits = |&n_ubatch: &u32| self.device_scratch(n_ubatch, true).total() <= share;
         let n_ubatch = self.ubatches_down_from(ubatch_max).find(fits).unwrap_or(self.ubatch_min());
@@ -269,6 +301,7 @@ impl Planner<'_> {
             smallest_bytes: host.smallest_bytes,
             budget_bytes: self.request.memory_bytes,
             gpu: Some(GpuPlan {
+                devices: count(self.n_gpus()),
                 budget_bytes: gpu_bytes,
                 bytes: self.device_bytes(mode, device, n_ubatch),
                 slots: match mode {
@@ -318,13 +351,13 @@ impl Planner<'_> {
         Breakdown {
             resident_weights,
             expert_slots,
-            ring: allocation.ring_bytes,
+            ring: product([allocation.ring_bytes, self.n_gpus()]),
             kv: scratch.kv,
             kv_tiers: 0,
             compute: scratch.compute,
             work: scratch.work,
             io_buffers: 0,
-            base: GPU_BASE_BYTES,
+            base: self.device_base_bytes(),
         }
     }
 }

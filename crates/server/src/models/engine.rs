@@ -243,7 +243,7 @@ mod tests {
     }
 
     fn planned(model: &Model, memory_bytes: u64, gpu_bytes: Option<u64>) -> Plan {
-        let gpu = gpu_bytes.map(|memory_bytes| GpuRequest { memory_bytes });
+        let gpu = gpu_bytes.map(|memory_bytes| GpuRequest { memory_bytes, devices: 1 });
         let request = Request { memory_bytes, gpu, ..Request::default() };
         plan(model, &Machine::default(), &request).unwrap()
     }

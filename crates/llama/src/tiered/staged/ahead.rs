@@ -11,7 +11,8 @@ use llama_cpp_sys_2 as sys;
 
 use super::super::StreamKind;
 use super::super::compute::{Stop, Use, status};
-use super::super::device::{BackendContext, Stream};
+use super::super::device::BackendContext;
+use super::super::group::Stream;
 use super::super::passes::{Descriptions, PassScratch};
 use super::super::predict::{self, Router, Step};
 use super::Walk;

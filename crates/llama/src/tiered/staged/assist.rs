@@ -12,7 +12,7 @@ use std::sync::Arc;
 use llama_cpp_sys_2 as sys;
 
 use super::super::compute::{Stop, status};
-use super::super::device::Stream;
+use super::super::group::Stream;
 use super::super::passes::Descriptions;
 use super::super::{StreamKind, graph};
 use super::Walk;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use llama_cpp_sys_2 as sys;
 
 use super::super::compute::Stop;
-use super::super::device::Stream;
+use super::super::group::Stream;
 use super::super::{MatrixFrom, MatrixUpload, StreamMemory};
 use super::{Stage, Walk};
 
@@ -44,7 +44,9 @@ impl Walk<'_> {
             };
             self.stage.matrices = copies;
             self.stage.compute_after_matrix(self.context, place.serial);
-            let tensor = memory.front().and_then(|front| front.matrix_at(index, place.offset));
+            let tensor = memory
+                .front(self.stage.device)
+                .and_then(|front| front.matrix_at(index, place.offset));
             let Some(tensor) = tensor else {
                 return Err(Stop::Internal(format!("matrix {index} has no place")));
             };
@@ -63,7 +65,7 @@ unsafe fn begin(
     copy: &MatrixUpload,
 ) -> Result<(), Stop> {
     let lost = || Stop::Internal(format!("a copy to no place: {copy:?}"));
-    let front = memory.front().ok_or_else(lost)?;
+    let front = memory.front(stage.device).ok_or_else(lost)?;
     let matrix = front.matrix(copy.index).ok_or_else(lost)?;
     let ring = front.ring().ok_or_else(lost)?;
     let from = memory.host_bytes(copy.from, matrix.bytes).ok_or_else(lost)?;

@@ -30,7 +30,8 @@ pub(super) use stage::Stage;
 use self::ahead::Asked;
 use self::assist::Shared;
 use super::compute::{self, Restore, STOPPED, Stop, Use, status};
-use super::device::{BackendContext, Stream};
+use super::device::BackendContext;
+use super::group::Stream;
 use super::predict::Router;
 use super::{Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
 use crate::abi::{self, Graph, Tensor};
@@ -235,7 +236,11 @@ impl Walk<'_> {
             let Some(state) = &self.layer else {
                 return Err(Stop::Internal("no layer".into()));
             };
-            let slots = self.stream.memory.front().and_then(|front| front.part(layer, part));
+            let slots = self
+                .stream
+                .memory
+                .front(self.stage.device)
+                .and_then(|front| front.part(layer, part));
             let Some(slots) = slots else {
                 return Err(Stop::Internal(format!("layer {layer} has no slots on the device")));
             };
@@ -275,7 +280,7 @@ impl Walk<'_> {
         // SAFETY: as `run`.
         unsafe {
             let found = self.recognise(layer, ids)?;
-            let front = self.stream.memory.front()?;
+            let front = self.stream.memory.front(self.stage.device)?;
             let product = |node: *mut Tensor, part: u8| {
                 Some(passes::Product { node, slots: front.part(layer, part)?.tensor })
             };
@@ -382,7 +387,8 @@ impl Walk<'_> {
         n_tokens: usize,
     ) -> Result<*mut Tensor, Stop> {
         let Stream { memory, scratch, .. } = &mut *self.stream;
-        let front = memory.front().ok_or_else(|| Stop::Internal("no slots".into()))?;
+        let front =
+            memory.front(self.stage.device).ok_or_else(|| Stop::Internal("no slots".into()))?;
         let too_many = || Stop::Internal("too many ids".into());
         if scratch.slots.iter().any(|&slot| slot >= front.n_slots(layer)) {
             return Err(Stop::Internal(format!("layer {layer} got a slot that is not")));
@@ -471,7 +477,7 @@ unsafe fn begin_uploads(
 unsafe fn begin(stage: &Stage, memory: &StreamMemory, copy: &Upload) -> Result<(), Stop> {
     let lost = || Stop::Internal(format!("a copy to no slot: {copy:?}"));
     let from = memory.host_slot(copy.layer, copy.part, copy.host_slot).ok_or_else(lost)?;
-    let to = memory.front().and_then(|front| front.part(copy.layer, copy.part));
+    let to = memory.front(stage.device).and_then(|front| front.part(copy.layer, copy.part));
     let to = to.ok_or_else(lost)?;
     // SAFETY: slot and source have the bytes of one slice.
     unsafe {

@@ -17,8 +17,9 @@ mod rows;
 use llama_cpp_sys_2 as sys;
 
 use super::super::compute::{Stop, status};
-use super::super::device::{BackendContext, Stream};
+use super::super::device::BackendContext;
 use super::super::graph;
+use super::super::group::Stream;
 use super::super::passes::{Descriptions, PassScratch, place_views};
 use super::{Stage, upload};
 use crate::abi::{self, Tensor};
@@ -83,11 +84,19 @@ pub(super) unsafe fn run(
     let half = (capacity / 2).max(1);
     let rows_max = job.n_tokens.max(rows::VECTORS_MAX);
     let routed = Routed::new(&scratch.ids);
-    let mut order: Vec<u32> = routed.experts().collect();
-    order.sort_by_key(|&expert| !residency.is_on_device(layer, expert, parts));
+    // Those that are there first, slot by slot.
+    let mut slots = Vec::new();
+    let mut order: Vec<(Option<u32>, u32)> = routed
+        .experts()
+        .map(|expert| {
+            slots.clear();
+            residency.device_slots(layer, &[expert], parts, &mut slots);
+            (slots.first().copied(), expert)
+        })
+        .collect();
+    order.sort_by_key(|&(slot, expert)| (slot.is_none(), slot, expert));
     let mut rest = order.as_slice();
     let mut groups: [Vec<u32>; 2] = Default::default();
-    let mut slots = Vec::new();
     let mut rows = Rows::default();
     // SAFETY: the caller's promise.
     let kept = unsafe { keep_input(context, &mut scratch.kept, &job.steps)? };
@@ -100,20 +109,26 @@ pub(super) unsafe fn run(
         if context.device.aborted() {
             return Err(Stop::Aborted);
         }
-        // Even groups: a small one at the end would use the device badly.
-        let even = rest.len().div_ceil(rest.len().div_ceil(half));
+        // What is there and what is not don't mix: their slots would lie far apart. Even groups: a
+        // small one at the end would use the device badly.
+        let is_there = |slot: &Option<u32>| slot.is_some() == rest[0].0.is_some();
+        let n_alike = rest.iter().take_while(|(slot, _)| is_there(slot)).count();
+        let even = n_alike.div_ceil(n_alike.div_ceil(half));
         let (mut n, mut n_rows) = (0, 0);
-        while let Some(&expert) = rest.get(n)
-            && n < even
-            && (n == 0 || n_rows + routed.rows_of(expert).len() <= rows_max)
-        {
-            n_rows += routed.rows_of(expert).len();
-            n += 1;
+        for &(_, expert) in &rest[..even] {
+            let more = routed.rows_of(expert).len();
+            if n > 0 && n_rows + more > rows_max {
+                break;
+            }
+            (n, n_rows) = (n + 1, n_rows + more);
         }
         let (group, tail) = rest.split_at(n);
         rest = tail;
         // The group before the last one is done before any copy that begins from now on.
-        let old = std::mem::replace(&mut groups[i % 2], group.to_vec());
+        let old = std::mem::replace(
+            &mut groups[i % 2],
+            group.iter().map(|&(_, expert)| expert).collect(),
+        );
         slots.clear();
         // SAFETY: as above: slots of groups under way stay in use.
         unsafe {
@@ -200,6 +215,7 @@ unsafe fn launch_group(
         let ctx = Descriptions::new()?;
         let c = ctx.as_ptr();
         let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let of_slots = rows.span();
         let (n_rows, abreast) = (rows.slots.len(), rows.abreast());
         let (p, columns) = (len(n_rows), len(n_rows / abreast));
         let abreast = len(abreast);
@@ -214,8 +230,13 @@ unsafe fn launch_group(
         let outputs = sys::ggml_view_2d(c, node, n_out, n_outputs, (&(*node).nb)[1], 0);
         let gathered = sys::ggml_get_rows(c, inputs, source_rows);
         let gathered3 = sys::ggml_reshape_3d(c, gathered, n_in, abreast, columns);
+        // CUDA divides its blocks among all matrices that it is given, used or not.
         let multiply = |of: &Product, rows: *mut Tensor| {
-            let product = sys::ggml_mul_mat_id(c, of.slots, rows, slots);
+            let (ne, nb) = ((*of.slots).ne, (*of.slots).nb);
+            let (first, n) = (of_slots.start as usize, i64::from(of_slots.end - of_slots.start));
+            let part = sys::ggml_view_3d(c, of.slots, ne[0], ne[1], n, nb[1], nb[2], first * nb[2]);
+            place_views(&[part]);
+            let product = sys::ggml_mul_mat_id(c, part, rows, slots);
             (*product).op_params = (*of.node).op_params;
             product
         };

@@ -20,6 +20,8 @@ const MATRICES_MAX: usize = 64;
 
 /// See the module. One per context.
 pub(in super::super) struct Stage {
+    /// Number of the device.
+    pub(super) device: usize,
     /// A backend of the same device whose stream is for copies. Null where the device has no
     /// events to order two streams: then it is the computing one.
     pub(super) copier: Backend,
@@ -38,7 +40,7 @@ pub(in super::super) struct Stage {
     /// Recorded behind copies that nobody waited for, by the layer that they are for.
     admitted: Vec<(u32, Event)>,
     spare: Vec<Event>,
-    device: Dev,
+    inner: Dev,
     /// The CPU, where it computes beside the device.
     pub(super) assist: Option<Assist>,
     /// Reused from one layer to the next.
@@ -55,30 +57,35 @@ unsafe impl Send for Stage {}
 impl Stage {
     /// With threads of the CPU that compute beside it, if they shall. `None` if the device gives no
     /// second stream, or no memory.
-    pub(in super::super) fn new(device: Dev, helpers: Option<&Arc<Threadpool>>) -> Option<Stage> {
+    pub(in super::super) fn new(
+        inner: Dev,
+        device: usize,
+        helpers: Option<&Arc<Threadpool>>,
+    ) -> Option<Stage> {
         // SAFETY: a device of ggml's; everything is freed in `Drop`.
         unsafe {
-            let copier = sys::ggml_backend_dev_init(device, std::ptr::null());
+            let copier = sys::ggml_backend_dev_init(inner, std::ptr::null());
             if copier.is_null() {
                 return None;
             }
-            let event = || sys::ggml_backend_event_new(device);
+            let event = || sys::ggml_backend_event_new(inner);
             Some(Stage {
+                device,
                 copier,
                 copied: event(),
                 computed: [event(), event()],
                 arrived: (0..MATRICES_MAX).map(|_| event()).collect(),
                 newest: None,
-                raw: Pinned::new(device),
-                tables: Pinned::new(device),
+                raw: Pinned::new(inner),
+                tables: Pinned::new(inner),
                 admitted: Vec::new(),
                 spare: Vec::new(),
-                device,
+                inner,
                 assist: helpers.and_then(Assist::new),
                 copies: Vec::new(),
                 matrices: Vec::new(),
-                zeros: Pinned::new(device),
-                ahead: Ahead::new(device),
+                zeros: Pinned::new(inner),
+                ahead: Ahead::new(inner),
             })
         }
     }
@@ -112,7 +119,7 @@ impl Stage {
         unsafe {
             let event = match self.spare.pop() {
                 Some(event) => event,
-                None => sys::ggml_backend_event_new(self.device),
+                None => sys::ggml_backend_event_new(self.inner),
             };
             if !event.is_null() {
                 sys::ggml_backend_event_record(event, self.copier);

@@ -6,11 +6,13 @@
 //!
 //! - its kernel that sorts rows by expert goes through the tokens one by one, unless there are 2, 4,
 //!   6, 8, 10, 16 or 32 rows abreast, and takes an expert for one of a token's at most;
-//! - each expert gets as many tiles as all tokens would fill, so fewer and wider columns are less
-//!   work;
+//! - each matrix that it is given, used or not, gets as many tiles as all tokens would fill, so fewer
+//!   and wider columns are less work, and a group is given the slots from its first to its last;
 //! - for eight tokens or fewer it takes another kernel, which rounds differently. The whole matmul
 //!   would have taken the one for many: so there are nine columns or more, or as few tokens as the
 //!   whole has.
+
+use std::ops::Range;
 
 /// Up to this many columns ggml's CUDA backend multiplies vectors (`MMVQ_MAX_BATCH_SIZE` in
 /// `mmvq.cuh`).
@@ -66,11 +68,12 @@ impl Routed {
 pub(super) struct Rows {
     /// Which row of the input each is.
     pub(super) source: Vec<i32>,
-    /// The slot of its expert.
+    /// The slot of its expert, counted from the group's first one.
     pub(super) slots: Vec<i32>,
     /// Which row of the result it becomes.
     pub(super) target: Vec<i64>,
     abreast: usize,
+    span: Range<u32>,
     /// Where each expert's rows begin while they lie one after the other, and where the last one's
     /// end.
     starts: Vec<usize>,
@@ -85,15 +88,22 @@ impl Rows {
         self.target.clear();
         self.starts.clear();
         self.abreast = 1;
+        let first = slots.iter().copied().min().unwrap_or(0);
+        self.span = first..slots.iter().map(|&slot| slot + 1).max().unwrap_or(first);
         for (&expert, &slot) in group.iter().zip(slots) {
             self.starts.push(self.slots.len());
             for &row in routed.rows_of(expert) {
                 self.source.push(i32::try_from(row as usize / divisor).unwrap_or(0));
-                self.slots.push(i32::try_from(slot).unwrap_or(0));
+                self.slots.push(i32::try_from(slot - first).unwrap_or(0));
                 self.target.push(i64::from(row));
             }
         }
         self.starts.push(self.slots.len());
+    }
+
+    /// The slots from the group's first to its last.
+    pub(super) fn span(&self) -> Range<u32> {
+        self.span.clone()
     }
 
     /// How many lie abreast.
@@ -219,7 +229,7 @@ mod tests {
             // Repeated rows are rows of the same expert as the first time.
             let routed = routed(&group);
             for (slot, target) in rows.slots.iter().zip(&rows.target) {
-                let expert = u32::try_from(slot - 7).unwrap();
+                let expert = u32::try_from(*slot).unwrap();
                 let row = u32::try_from(*target).unwrap();
                 assert!(routed.rows_of(expert).contains(&row), "{counts:?}");
             }
@@ -229,12 +239,12 @@ mod tests {
     #[test]
     fn rows_of_an_expert_stay_in_their_order() {
         let rows = arranged(&[40, 40, 40, 40], 512);
-        assert_eq!(rows.abreast(), 4);
+        assert_eq!((rows.abreast(), rows.span()), (4, 7..11));
         let of_first: Vec<i64> = rows
             .slots
             .iter()
             .zip(&rows.target)
-            .filter(|(slot, _)| **slot == 7)
+            .filter(|(slot, _)| **slot == 0)
             .map(|(_, target)| *target)
             .collect();
         assert!(of_first.is_sorted(), "{of_first:?}");
