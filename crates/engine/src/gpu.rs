@@ -30,6 +30,36 @@ pub enum GpuChoice {
     Named(String),
 }
 
+impl GpuChoice {
+    /// The GPUs that there are to choose from, best first, or those that were named.
+    ///
+    /// # Errors
+    /// When there is none, or not the one that was named.
+    pub fn gpus(&self) -> Result<Vec<Gpu>, GpuError> {
+        match self {
+            GpuChoice::Off => Ok(Vec::new()),
+            GpuChoice::Auto => {
+                let mut gpus = Gpu::all()?;
+                gpus.sort_by_key(|gpu| std::cmp::Reverse(gpu.memory_free_bytes));
+                Ok(gpus)
+            }
+            GpuChoice::Named(names) => names.split(',').map(Gpu::named).collect(),
+        }
+    }
+}
+
+/// Names of the products, in one line.
+#[must_use]
+pub fn gpu_names(gpus: &[Gpu]) -> String {
+    let names: Vec<&str> = gpus.iter().map(|gpu| gpu.description.as_str()).collect();
+    match names.as_slice() {
+        [first, rest @ ..] if !rest.is_empty() && rest.iter().all(|name| name == first) => {
+            format!("{} × {first}", names.len())
+        }
+        _ => names.join(" + "),
+    }
+}
+
 /// Of the free memory of a GPU, one part in this many is left to others, and never less than
 /// `MARGIN_BYTES_MIN`.
 const MARGIN_SHARE: u64 = 16;
@@ -55,22 +85,14 @@ impl Chosen {
     /// # Errors
     /// When they were asked for by name and are not there, or the weights are arranged for a CPU.
     pub(crate) fn of(options: &LoadOptions, is_hot: bool) -> Result<Option<Chosen>, LoadError> {
-        let mut gpus = match &options.gpu {
-            GpuChoice::Off => return Ok(None),
-            GpuChoice::Auto if is_hot => return Ok(None),
-            GpuChoice::Auto => match Gpu::all() {
-                Ok(gpus) => gpus,
-                Err(GpuError::None) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            },
-            GpuChoice::Named(_) if is_hot => return Err(LoadError::HotOnGpu),
-            GpuChoice::Named(names) => {
-                names.split(',').map(Gpu::named).collect::<Result<Vec<_>, _>>()?
-            }
+        let choice = &options.gpu;
+        let gpus = match choice.gpus() {
+            _ if *choice == GpuChoice::Off => return Ok(None),
+            _ if is_hot && *choice == GpuChoice::Auto => return Ok(None),
+            _ if is_hot => return Err(LoadError::HotOnGpu),
+            Err(GpuError::None) if *choice == GpuChoice::Auto => return Ok(None),
+            gpus => gpus?,
         };
-        if options.gpu == GpuChoice::Auto {
-            gpus.sort_by_key(|gpu| std::cmp::Reverse(gpu.memory_free_bytes));
-        }
         if let Some(gpu) = gpus.iter().find(|gpu| gpu.is_unified())
             && gpus.len() > 1
         {
@@ -133,13 +155,7 @@ impl Chosen {
 
     /// Names of the products.
     pub(crate) fn description(&self) -> String {
-        let names: Vec<&str> = self.gpus.iter().map(|gpu| gpu.description.as_str()).collect();
-        match names.as_slice() {
-            [first, rest @ ..] if !rest.is_empty() && rest.iter().all(|name| name == first) => {
-                format!("{} × {first}", names.len())
-            }
-            _ => names.join(" + "),
-        }
+        gpu_names(&self.gpus)
     }
 
     /// Finds out how fast it is, the first time and then every month; it takes a second.

@@ -41,7 +41,7 @@ pub use generate::{
     Constrained, FILL_TOKENS, Finish, GenerateError, GenerateRequest, Generated, TokenChoice,
     Update,
 };
-pub use gpu::GpuChoice;
+pub use gpu::{GpuChoice, gpu_names};
 pub use hypura_chat::{ChatError, ChatTemplate, Message};
 pub use hypura_hub::{ResolveError, Stores};
 pub use load::{Loaded, free_bytes, load, load_baseline, plan_only};

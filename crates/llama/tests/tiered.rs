@@ -196,7 +196,7 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
         streamed: &names,
         layout: Layout::Plain,
         gpus: &[],
-        split: &llama::Split::default(),
+        split: &hypura_llama::Split::default(),
         cpu_assists: false,
         progress: &mut |_| true,
     };

@@ -48,4 +48,4 @@ pub use speed::{
     Forecast, HIT_RATE_CURVE, Limit, Product, Routing, Speed, WeightUse, assumed_hit_rate,
     forecast, weight_uses,
 };
-pub use split::split_layers;
+pub use split::{Run, split_layers};

@@ -2,32 +2,53 @@
 
 use hypura_gguf::{Model, Role};
 
-use crate::number::total;
 use crate::plan::{Placement, Plan};
 
-/// How many layers each GPU gets, in their order; the output counts as one more layer. Each holds a
-/// share of what the plan holds in GPU memory that is as large as its share of `room_bytes`, as far
-/// as whole layers allow: a layer goes where its middle lies.
-pub fn split_layers(model: &Model, plan: &Plan, room_bytes: &[u64]) -> Vec<u32> {
+/// What one of several GPUs gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Layers; the output counts as one more.
+    pub layers: u32,
+    /// Bytes that the plan holds of them in GPU memory: weights, slots and attention state.
+    pub bytes: u64,
+}
+
+/// Which layers each GPU gets, in their order: so that the fullest one is as little full as whole
+/// layers allow. `room_bytes` is what each has room for.
+pub fn split_layers(model: &Model, plan: &Plan, room_bytes: &[u64]) -> Vec<Run> {
     let bytes = held_bytes(model, plan);
-    let (held, room) = (total(bytes.iter().copied()) as f64, total(room_bytes.iter().copied()));
-    let mut ends = room_bytes.iter().scan(0, |sum, &room| {
-        *sum += room;
-        Some(*sum as f64)
-    });
-    let mut layers = vec![0; room_bytes.len().max(1)];
-    let (mut device, mut end, mut before) = (0, ends.next().unwrap_or(0.0), 0.0);
-    for bytes in bytes {
-        let middle = (before + bytes as f64 / 2.0) / held.max(1.0) * room as f64;
-        while middle > end
-            && let Some(next) = ends.next()
-        {
-            (device, end) = (device + 1, next);
-        }
-        layers[device] += 1;
-        before += bytes as f64;
+    // Of each GPU's room this share is used; with enough of it everything goes to the first one.
+    let (mut low, mut high) = (0.0, 1.0);
+    while !fits(&bytes, room_bytes, high) && high < 1e6 {
+        high *= 2.0;
     }
-    layers
+    for _ in 0..48 {
+        let middle = f64::midpoint(low, high);
+        if fits(&bytes, room_bytes, middle) { high = middle } else { low = middle }
+    }
+    fill(&bytes, room_bytes, high)
+}
+
+fn fits(bytes: &[u64], room_bytes: &[u64], share: f64) -> bool {
+    let runs = fill(bytes, room_bytes, share);
+    let last = runs.last().map_or(0, |run| run.bytes);
+    last as f64 <= room_bytes.last().map_or(0.0, |&room| room as f64 * share)
+}
+
+/// Fills one GPU after the other up to a share of its room; the last one takes what is left.
+fn fill(bytes: &[u64], room_bytes: &[u64], share: f64) -> Vec<Run> {
+    let mut runs = vec![Run::default(); room_bytes.len().max(1)];
+    let mut device = 0;
+    for &bytes in bytes {
+        while device + 1 < runs.len()
+            && (runs[device].bytes + bytes) as f64 > room_bytes[device] as f64 * share
+        {
+            device += 1;
+        }
+        runs[device].layers += 1;
+        runs[device].bytes += bytes;
+    }
+    runs
 }
 
 /// Bytes that each layer holds in GPU memory, and the output.

@@ -10,7 +10,7 @@ use hypura_gguf::{Model, Role};
 use hypura_plan::memory::GPU_BASE_BYTES;
 use hypura_plan::{
     BandwidthPoint, GpuPlan, GpuRates, GpuRequest, Limit, Machine, Mode, Placement, Plan,
-    PlanError, Request, explain, plan,
+    PlanError, Request, explain, plan, split_layers,
 };
 
 /// Requests that differ in what changes a plan with a GPU, but the budgets.
@@ -84,7 +84,10 @@ fn check(plan: &Plan, model: &Model, context: &str) {
     assert!(plan.bytes.total() <= plan.budget_bytes, "{context}: {:?}", plan.bytes);
     assert!(plan.load_peak_bytes <= plan.bytes.total(), "{context}");
     assert!(gpu.bytes.total() <= gpu.budget_bytes, "{context}: {:?}", gpu.bytes);
-    assert_eq!((gpu.bytes.base, gpu.bytes.kv_tiers), (GPU_BASE_BYTES, 0), "{context}");
+    let base = GPU_BASE_BYTES * u64::from(gpu.devices);
+    let is_exact = gpu.devices == 1;
+    assert!(gpu.bytes.base == base || gpu.bytes.base > base && !is_exact, "{context}");
+    assert_eq!(gpu.bytes.kv_tiers, 0, "{context}");
     assert_eq!((plan.bytes.kv, gpu.bytes.io_buffers), (0, 0), "{context}");
     assert_eq!(plan.placements.len(), model.tensors.len(), "{context}");
 
@@ -120,7 +123,8 @@ fn check(plan: &Plan, model: &Model, context: &str) {
         assert!(bytes >= needed, "{context}: double buffering in {which}");
         assert!(bytes <= streamed.iter().sum(), "{context}: {which}");
     }
-    assert_eq!((gpu.bytes.ring, plan.bytes.ring), (gpu.ring_bytes, plan.ring_bytes));
+    let rings = gpu.ring_bytes * u64::from(gpu.devices);
+    assert_eq!((gpu.bytes.ring, plan.bytes.ring), (rings, plan.ring_bytes));
 
     assert_eq!(gpu.slots.len(), plan.pools.len(), "{context}");
     let (mut slots, mut gpu_slots) = (0, 0);
@@ -204,6 +208,49 @@ fn both_budgets_hold_for_random_ones() {
         }
     }
     assert!(modes.iter().all(|&n| n > 50), "{modes:?}");
+}
+
+/// Layers of several GPUs, as equal ones and as others, fit into each one's memory.
+#[test]
+fn several_gpus_have_room_for_their_layers() {
+    let mut random = Random(0xcafe);
+    let mut modes = [0; 3];
+    for (name, model) in all() {
+        for devices in [2, 3] {
+            let on = |gpu_bytes, memory_bytes| Request {
+                gpu: Some(GpuRequest { memory_bytes: gpu_bytes, devices }),
+                ..with(&Request::default(), gpu_bytes, memory_bytes)
+            };
+            let least = match plan(&model, &machine(), &on(0, u64::MAX)) {
+                Err(PlanError::GpuBudgetTooSmall { smallest_bytes, .. }) => smallest_bytes,
+                other => panic!("no GPU memory at all was enough: {other:?}"),
+            };
+            for round in 0..20 {
+                let gpu_bytes = least + random.between(0, model.weight_bytes() * 5 / 4 + GIB);
+                let plan = plan(&model, &machine(), &on(gpu_bytes, 1 << 40)).expect("large enough");
+                let context = format!("{name} on {devices}, {gpu_bytes}");
+                check(&plan, &model, &context);
+                modes[plan.mode as usize] += 1;
+                let gpu = gpu(&plan);
+                let of_each = gpu.bytes.compute + gpu.bytes.work + gpu.bytes.ring;
+                let own = GPU_BASE_BYTES + of_each / u64::from(devices);
+                // Equal ones, and one that is larger than the others.
+                let more = if round % 2 == 0 { 0 } else { gpu_bytes / u64::from(devices) / 3 };
+                let others = u64::from(devices - 1);
+                let first = gpu_bytes / u64::from(devices) + more;
+                let mut budgets = vec![(gpu_bytes - first) / others; devices as usize];
+                budgets[0] = first;
+                let room: Vec<u64> = budgets.iter().map(|b| b.saturating_sub(own)).collect();
+                let runs = split_layers(&model, &plan, &room);
+                let layers: u32 = runs.iter().map(|run| run.layers).sum();
+                assert_eq!(layers, model.hparams().n_layer + 1, "{context}");
+                for (run, room) in runs.iter().zip(&room) {
+                    assert!(run.bytes <= *room, "{context}: {runs:?} in {room:?} of {room}");
+                }
+            }
+        }
+    }
+    assert!(modes.iter().all(|&n| n > 10), "{modes:?}");
 }
 
 /// More of either memory never holds less in it, nor takes anything from the other, nor is slower.

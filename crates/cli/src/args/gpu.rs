@@ -10,12 +10,12 @@ use crate::size;
 /// Which GPU computes, and within what.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GpuArgs {
-    /// What computes: auto (the first GPU, if there is one), off (the CPU), or a device's name as
-    /// `hypura profile` lists it
+    /// What computes: auto (as few GPUs as hold the model, all if they don't, or the CPU), off (the
+    /// CPU), or names as `hypura profile` lists them, such as CUDA0 or CUDA0,CUDA1
     #[arg(long, value_name = "WHICH", default_value = "auto", value_parser = choice, help_heading = "GPU")]
     gpu: GpuChoice,
 
-    /// What may be used of its memory, such as 8GiB [default: what is free, less a margin]
+    /// What may be used of each GPU's memory, such as 8GiB [default: what is free, less a margin]
     #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "GPU")]
     gpu_memory: Option<u64>,
 
@@ -35,8 +35,8 @@ impl GpuArgs {
         &self.gpu
     }
 
-    /// The same for another process of this program, which then takes just this device and this much
-    /// of its memory.
+    /// The same for another process of this program, which then takes just these devices and this
+    /// much of each one's memory.
     pub(crate) fn arguments(&self, device: &str, memory_bytes: u64) -> Vec<OsString> {
         let memory = memory_bytes.to_string();
         let mut out: Vec<OsString> =

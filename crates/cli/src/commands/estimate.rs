@@ -45,9 +45,8 @@ pub(crate) fn run(args: &EstimateArgs) -> anyhow::Result<()> {
         tracing::warn!("--trace changes nothing: no experts are streamed at this budget");
     }
     // One that shares our memory needs no other plan.
-    let is_discrete = |name: &str| Gpu::named(name).is_ok_and(|gpu| !gpu.is_unified());
-    if let GpuChoice::Named(name) = &options.gpu
-        && is_discrete(name)
+    if let GpuChoice::Named(_) = &options.gpu
+        && options.gpu.gpus().is_ok_and(|gpus| !gpus.iter().any(Gpu::is_unified))
         && estimate.plan.gpu.is_none()
     {
         tracing::warn!("--gpu changes nothing: this is how fast the CPU computes");

@@ -18,7 +18,8 @@ pub(crate) fn split(model: &gguf::Model, plan: &Plan, surveyed: &Survey) -> llam
     let own = own_bytes(gpu);
     let room: Vec<u64> =
         chosen.budget_bytes.iter().map(|&budget| budget.saturating_sub(own)).collect();
-    llama::Split::new(plan::split_layers(model, plan, &room))
+    let runs = plan::split_layers(model, plan, &room);
+    llama::Split::new(runs.into_iter().map(|run| run.layers).collect())
 }
 
 /// What every GPU holds beside weights and attention state, in bytes.

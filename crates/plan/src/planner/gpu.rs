@@ -130,7 +130,9 @@ impl Planner<'_> {
     /// Of the layers and the output, the one with the most bytes.
     fn largest_layer_bytes(&self) -> u64 {
         let mut of_layer: HashMap<Option<u32>, u64> = HashMap::new();
-        for tensor in self.model.tensors.iter().filter(|tensor| !is_input(tensor.role)) {
+        let is_output = |role| role == Role::TokenEmbedding && is_tied(self.model);
+        let tensors = self.model.tensors.iter();
+        for tensor in tensors.filter(|tensor| !is_input(tensor.role) || is_output(tensor.role)) {
             *of_layer.entry(tensor.layer).or_default() += tensor.bytes;
         }
         of_layer.into_values().max().unwrap_or(0)

@@ -4,14 +4,14 @@ use std::ffi::OsString;
 
 use hypura_engine::llama::Gpu;
 use hypura_engine::plan::{Mode, Plan};
-use hypura_engine::{GpuChoice, LoadError};
+use hypura_engine::{GpuChoice, LoadError, gpu_names};
 use serde::Serialize;
 
 use super::record::Side;
 use crate::args::GpuArgs;
 use crate::size::show;
 
-/// A GPU, and how much of its memory each side may take.
+/// GPUs, and how much of each one's memory a side may take.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Device {
     pub(super) name: String,
@@ -54,15 +54,17 @@ impl Device {
     /// If it has gone.
     pub(super) fn of(args: &GpuArgs, whole: &Plan) -> Result<Option<Device>, LoadError> {
         let Some(plan) = &whole.gpu else { return Ok(None) };
-        let gpu = match args.choice() {
-            GpuChoice::Named(name) => Gpu::named(name)?,
-            _ => Gpu::first()?,
+        let mut gpus = match args.choice() {
+            GpuChoice::Off => return Ok(None),
+            choice => choice.gpus()?,
         };
-        let is_emulated = gpu.is_emulated();
+        gpus.truncate(plan.devices as usize);
+        let is_emulated = gpus.iter().any(Gpu::is_emulated);
+        let names: Vec<&str> = gpus.iter().map(|gpu| gpu.name.as_str()).collect();
         Ok(Some(Device {
-            name: gpu.name,
-            description: gpu.description,
-            memory_bytes: plan.budget_bytes,
+            name: names.join(","),
+            description: gpu_names(&gpus),
+            memory_bytes: plan.budget_bytes / u64::from(plan.devices.max(1)),
             baseline: Baseline::of(whole, is_emulated),
             is_emulated,
         }))
@@ -84,7 +86,8 @@ impl Device {
     /// Which baseline it is, without a full stop.
     pub(super) fn note(&self) -> String {
         let (name, memory) = (&self.description, show(self.memory_bytes));
-        let here = format!("hypura computes on {name}, within {memory} of its memory");
+        let whose = if self.name.contains(',') { "each one's" } else { "its" };
+        let here = format!("hypura computes on {name}, within {memory} of {whose} memory");
         let there = match self.baseline {
             Baseline::Gpu => "llama.cpp on the same GPU, with all weights in its memory",
             Baseline::ExpertsOnCpu => {

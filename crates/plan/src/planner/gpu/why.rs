@@ -28,6 +28,9 @@ impl Planner<'_> {
                 size(gpu)
             ),
         });
+        if self.n_gpus() > 1 {
+            why.push(format!("the layers are divided among {} GPUs", self.n_gpus()));
+        }
         if plan.mode == Mode::ExpertStreaming {
             why.push(self.expert_reason(plan, device, host));
         }
