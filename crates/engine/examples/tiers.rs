@@ -4,7 +4,7 @@
 //! tiers MODEL KEY=VALUE,KEY=VALUE... [CASE...]
 //! ```
 //!
-//! Keys of a case: `name`; `gpu` (off, auto, a name); `baseline` (read, or experts: llama.cpp's own
+//! Keys of a case: `name`; `gpu` (off, auto, a name, or names joined by `+`); `baseline` (read, or experts: llama.cpp's own
 //! loader, with the experts on the CPU);
 //! `source` (mmap: of a baseline); `slots` (experts of a layer on the GPU); `gpu-memory`,
 //! `memory`, `weights` (MiB); `threads`; `ubatch`; `rounds`; `tokens`; `warm` (rounds before);
@@ -20,6 +20,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use hypura_engine::llama::{self, BatchToken, Gpu, Layout};
+use hypura_engine::plan::GpuPlan;
 use hypura_engine::{GpuChoice, LoadOptions, Loaded, StreamStats, load, load_baseline, plan_only};
 use serde_json::{Value, json};
 
@@ -72,7 +73,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         gpu: match case.text("gpu").unwrap_or("auto") {
             "off" => GpuChoice::Off,
             "auto" => GpuChoice::Auto,
-            name => GpuChoice::Named(name.to_owned()),
+            names => GpuChoice::Named(names.replace('+', ",")),
         },
         gpu_memory_bytes: mib("gpu-memory"),
         gpu_slots_max: small("slots"),
@@ -92,7 +93,8 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         // As much as everything takes would be plain llama.cpp.
         let all = LoadOptions { gpu_memory_bytes: Some(1 << 60), ..options.clone() };
         let (_, plan) = plan_only(path, &all).map_err(|error| error.to_string())?;
-        options.gpu_memory_bytes = plan.gpu.map(|gpu| gpu.bytes.total() - 1);
+        let of_each = |gpu: GpuPlan| (gpu.bytes.total() - 1) / u64::from(gpu.devices);
+        options.gpu_memory_bytes = plan.gpu.map(of_each);
         options.ubatch_tokens = options.ubatch_tokens.or(Some(plan.n_ubatch));
     }
     let free_before = Gpu::first().map_or(0, |gpu| gpu.memory_free_bytes);
@@ -207,6 +209,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "read_bytes_per_token": (now.read_bytes - before.read_bytes) / n,
         "read_wait_ms_per_token": wait / n as f64,
         "n_ubatch": plan.n_ubatch,
+        "devices": plan.gpu.as_ref().map(|gpu| gpu.devices),
         "gpu_slots": plan.gpu.as_ref().map(|gpu| &gpu.slots),
         "gpu_bytes": plan.gpu.as_ref().map(|gpu| gpu.bytes),
         "slots": plan.pools.iter().map(|pool| pool.slots).collect::<Vec<_>>(),

@@ -41,6 +41,7 @@ impl GpuChoice {
             GpuChoice::Auto => {
                 let mut gpus = Gpu::all()?;
                 gpus.sort_by_key(|gpu| std::cmp::Reverse(gpu.memory_free_bytes));
+                gpus.truncate(llama::DEVICES_MAX);
                 Ok(gpus)
             }
             GpuChoice::Named(names) => names.split(',').map(Gpu::named).collect(),
@@ -99,6 +100,12 @@ impl Chosen {
             return Err(LoadError::Other(format!(
                 "{} computes with main memory and can't be one of several GPUs",
                 gpu.name
+            )));
+        }
+        if gpus.len() > llama::DEVICES_MAX {
+            let (n, most) = (gpus.len(), llama::DEVICES_MAX);
+            return Err(LoadError::Other(format!(
+                "a model can be divided among {most} GPUs at most, not {n}"
             )));
         }
         let budget = |gpu: &Gpu| {

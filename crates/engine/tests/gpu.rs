@@ -99,7 +99,8 @@ fn check_experts(name: &str, path: &Path, is_plain: bool, n_gpus: usize) {
             assert_eq!(loaded.plan.gpu.as_ref().unwrap().devices as usize, n_gpus, "{what}");
             let allocated = loaded.context.model().tiered().unwrap().allocated_each();
             assert_eq!(allocated.len(), n_gpus, "{what}");
-            // Attention state of its own layers, on each; a third may have none but the output.
+            // Weights and attention state of its own layers, on each; a third may have no state.
+            assert!(allocated.iter().all(|of| of.weights_bytes > 0), "{what}: {allocated:?}");
             let n_with_state = allocated.iter().filter(|of| of.contexts_bytes > 0).count();
             assert!(n_with_state >= n_gpus.min(2), "{what}: {allocated:?}");
             assert_same(&logits(&mut loaded, PROMPT), &expected, &what);

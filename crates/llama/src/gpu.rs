@@ -7,6 +7,9 @@ use llama_cpp_sys_2 as sys;
 use crate::abi::Dev;
 use crate::cpu::cpu;
 
+/// GPUs that a model can be divided among.
+pub const DEVICES_MAX: usize = 8;
+
 /// A device that computes in place of the CPU.
 #[derive(Debug, Clone)]
 pub struct Gpu {

@@ -34,7 +34,7 @@ use std::sync::OnceLock;
 
 pub use context::{BatchToken, Context, ContextError, ContextParams, DecodeError, FlashAttention};
 pub use embed::EmbedError;
-pub use gpu::{Gpu, GpuError, Split};
+pub use gpu::{DEVICES_MAX, Gpu, GpuError, Split};
 pub use log::take_error as take_log_error;
 pub use model::{Layout, LoadError, Model, ModelInfo};
 pub use repack::{RepackError, Repacker};

@@ -1,7 +1,7 @@
 //! The two buffer types of the tiered device: addresses for streamed tensors, and the wrapped
 //! device's memory for everything else.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::ptr::null_mut;
 
 use llama_cpp_sys_2 as sys;
@@ -10,6 +10,7 @@ use super::device::{Weight, of_buft};
 use super::{StreamedTensor, graph, ledger};
 use crate::abi::{self, Buffer, BufferI, BufferTypeI, Buft, Tensor};
 use crate::context::DecodeError;
+use crate::gpu::DEVICES_MAX;
 
 // ---- buffers of streamed tensors: addresses without memory ----
 
@@ -62,8 +63,32 @@ impl Reserved {
     }
 }
 
-unsafe extern "C" fn streamed_name(_: Buft) -> *const c_char {
-    c"STREAMED".as_ptr()
+/// Types of buffers by the number of their device: llama.cpp takes two of the same name for one
+/// (`ggml_backend_buft_comparator` in `llama-model-loader.h`).
+const STREAMED_NAMES: [&CStr; DEVICES_MAX] = [
+    c"STREAMED0",
+    c"STREAMED1",
+    c"STREAMED2",
+    c"STREAMED3",
+    c"STREAMED4",
+    c"STREAMED5",
+    c"STREAMED6",
+    c"STREAMED7",
+];
+const EMULATED_NAMES: [&CStr; DEVICES_MAX] = [
+    c"EMULATED0",
+    c"EMULATED1",
+    c"EMULATED2",
+    c"EMULATED3",
+    c"EMULATED4",
+    c"EMULATED5",
+    c"EMULATED6",
+    c"EMULATED7",
+];
+
+unsafe extern "C" fn streamed_name(buft: Buft) -> *const c_char {
+    // SAFETY: ours.
+    STREAMED_NAMES[unsafe { of_buft(buft) }.index].as_ptr()
 }
 
 unsafe extern "C" fn streamed_alignment(_: Buft) -> usize {
@@ -180,8 +205,14 @@ unsafe fn wrapped_type(buft: Buft) -> Buft {
 }
 
 unsafe extern "C" fn resident_name(buft: Buft) -> *const c_char {
-    // SAFETY: forwarded.
-    unsafe { sys::ggml_backend_buft_name(wrapped_type(buft)) }
+    // SAFETY: ours, or forwarded.
+    unsafe {
+        let device = of_buft(buft);
+        if device.is_emulated() {
+            return EMULATED_NAMES[device.index].as_ptr();
+        }
+        sys::ggml_backend_buft_name(wrapped_type(buft))
+    }
 }
 
 unsafe extern "C" fn resident_alloc(buft: Buft, bytes: usize) -> Buffer {
@@ -192,6 +223,10 @@ unsafe extern "C" fn resident_alloc(buft: Buft, bytes: usize) -> Buffer {
             let device = of_buft(buft);
             let loading = device.shared.is_loading();
             ledger::note(std::ptr::from_ref(device) as usize, buffer, loading);
+            if device.is_emulated() {
+                // As a GPU's: nobody else reads it, and work on it is this device's.
+                (*buffer.cast::<abi::BufferObject>()).buft = buft;
+            }
         }
         buffer
     }
@@ -214,5 +249,5 @@ unsafe extern "C" fn resident_alloc_size(buft: Buft, tensor: *const Tensor) -> u
 
 unsafe extern "C" fn resident_is_host(buft: Buft) -> bool {
     // SAFETY: forwarded.
-    unsafe { sys::ggml_backend_buft_is_host(wrapped_type(buft)) }
+    unsafe { !of_buft(buft).is_emulated() && sys::ggml_backend_buft_is_host(wrapped_type(buft)) }
 }

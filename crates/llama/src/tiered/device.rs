@@ -18,7 +18,7 @@ use crate::abi::{
 };
 use crate::context::DecodeError;
 use crate::cpu::cpu;
-use crate::gpu::Gpu;
+use crate::gpu::{DEVICES_MAX, Gpu};
 use crate::threads::Threadpool;
 
 /// A ggml device that wraps another and streams weights to it.
@@ -133,6 +133,11 @@ impl TieredDevice {
         (&raw const self.repacked).cast_mut().cast()
     }
 
+    /// Whether it is the CPU, treated as a GPU.
+    pub(super) fn is_emulated(&self) -> bool {
+        self.is_cpu && self.is_staged
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,8 +230,14 @@ const DEVICE: DeviceI = DeviceI {
     event_synchronize: Some(event_synchronize),
 };
 
-unsafe extern "C" fn device_name(_: Dev) -> *const c_char {
-    c"TIERED".as_ptr()
+/// Names of the devices that a model is spread over, for llama.cpp's messages.
+const NAMES: [&CStr; DEVICES_MAX] = [
+    c"TIERED0", c"TIERED1", c"TIERED2", c"TIERED3", c"TIERED4", c"TIERED5", c"TIERED6", c"TIERED7",
+];
+
+unsafe extern "C" fn device_name(dev: Dev) -> *const c_char {
+    // SAFETY: ours.
+    NAMES[unsafe { of_dev(dev) }.index].as_ptr()
 }
 
 unsafe extern "C" fn device_description(_: Dev) -> *const c_char {
@@ -472,8 +483,9 @@ unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
     }
 }
 
-unsafe extern "C" fn backend_name(_: Backend) -> *const c_char {
-    c"TIERED".as_ptr()
+unsafe extern "C" fn backend_name(backend: Backend) -> *const c_char {
+    // SAFETY: ours.
+    unsafe { device_name(of_backend(backend).device.dev()) }
 }
 
 unsafe extern "C" fn backend_free(backend: Backend) {

@@ -13,7 +13,7 @@ use super::memory::StreamMemory;
 use super::{Residency, StreamedTensor, compute};
 use crate::abi::{self, Tensor};
 use crate::context::DecodeError;
-use crate::gpu::Gpu;
+use crate::gpu::{DEVICES_MAX, Gpu};
 use crate::threads::Threadpool;
 
 /// What the devices of one model have in common.
@@ -72,11 +72,14 @@ impl Tiered {
     ) -> Result<Arc<Tiered>, String> {
         crate::init();
         abi::verify()?;
+        if gpus.len() > DEVICES_MAX {
+            return Err(format!("a model can be spread over {DEVICES_MAX} GPUs at most"));
+        }
         let shared = Arc::new(Shared::default());
         let device = |(index, gpu): (usize, Option<&Gpu>)| {
             TieredDevice::new(index, &shared, tensors, gpu, cpu_assists)
         };
-        let devices = if gpus.is_empty() {
+        let devices: Vec<Arc<TieredDevice>> = if gpus.is_empty() {
             vec![device((0, None))?]
         } else {
             gpus.iter().map(Some).enumerate().map(device).collect::<Result<_, _>>()?
