@@ -22,6 +22,7 @@ mod load;
 mod machine;
 mod optimize;
 mod options;
+mod params;
 mod pools;
 mod report;
 mod scheduler;
