@@ -44,6 +44,7 @@ impl Residency for Naive {
     }
 
     fn routed(&mut self, _: u32, _: Routing<'_>) {}
+    fn note_routing(&mut self, _: u32, _: Routing<'_>) {}
 
     fn capacity(&self, _: u32) -> usize {
         self.n_slots

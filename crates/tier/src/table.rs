@@ -12,6 +12,7 @@ mod clock;
 mod error;
 mod history;
 mod pool;
+mod routing;
 #[cfg(test)]
 mod tests;
 
@@ -398,22 +399,6 @@ impl<P: Policy> SlotTable<P> {
     pub fn unit_in(&self, pool: u32, slot: SlotId) -> Option<UnitId> {
         let slot = self.pools.get(pool as usize)?.slots.get(slot.0 as usize)?;
         slot.unit.map(|unit| self.unit_id(unit))
-    }
-
-    /// The router chose `experts` in `layer` for one token. To be called once per token and layer,
-    /// whether or not slots are asked for; it tells the policy what is used, and when.
-    pub fn note_routing(&mut self, layer: u32, experts: &[u32]) {
-        let now = self.clock.advance(layer, self.spec.pool_of_layer.len());
-        let pool_index = self.spec.pool_of_layer[layer as usize] as usize;
-        for &expert in experts {
-            let unit = self.unit_index(UnitId { layer, expert });
-            self.policy.touch(unit, now);
-            self.routed[unit] = self.routed[unit].saturating_add(1);
-            let slot_index = self.slot_of_unit[unit];
-            if slot_index != NO_SLOT {
-                self.pools[pool_index].rekey(slot_index, self.policy.key(unit));
-            }
-        }
     }
 
     /// Gives a pool another number of slots. When it shrinks, the units in the slots at its end

@@ -48,20 +48,24 @@ impl Residency for Streamer {
         if let Some(recorder) = &mut self.recorder {
             recorder.record(layer, routing);
         }
-        let mut chosen: Vec<u32> = routing.ids.iter().map(|id| id.unsigned_abs()).collect();
-        chosen.sort_unstable();
-        chosen.dedup();
+        let mut is_chosen = vec![false; self.sources.n_experts as usize];
+        for id in routing.ids {
+            if let Some(is_chosen) = is_chosen.get_mut(id.unsigned_abs() as usize) {
+                *is_chosen = true;
+            }
+        }
+        let all = (0..).zip(is_chosen);
+        let chosen: Vec<u32> = all.filter_map(|(expert, is)| is.then_some(expert)).collect();
         self.segments.next(self.missing_bytes(layer, &chosen));
         self.judge_guesses(layer, routing, &chosen);
+    }
+
+    fn note_routing(&mut self, layer: u32, routing: Routing<'_>) {
         let Some(table) = &mut self.table else { return };
-        let mut experts = Vec::with_capacity(routing.n_used);
-        for token in routing.ids.chunks(routing.n_used.max(1)) {
-            experts.clear();
-            experts.extend(token.iter().map(|id| id.unsigned_abs()));
-            table.note_routing(layer, &experts);
-            if let Some(device) = &mut self.device {
-                device.table.note_routing(layer, &experts);
-            }
+        let experts: Vec<u32> = routing.ids.iter().map(|id| id.unsigned_abs()).collect();
+        table.note_routings(layer, &experts, routing.n_used);
+        if let Some(device) = &mut self.device {
+            device.table.note_routings(layer, &experts, routing.n_used);
         }
     }
 

@@ -48,10 +48,26 @@ pub(super) struct Scratch {
     pub(super) remapped: Vec<i32>,
     rows: Vec<i32>,
     pub(super) pass: passes::PassScratch,
-    /// The input of several passes, where theirs is written over.
-    pub(super) kept: passes::PassScratch,
     guesses: Guesses,
     ready: Vec<u32>,
+    is_needed: Vec<bool>,
+}
+
+impl Scratch {
+    /// The distinct experts of the choice, in order.
+    pub(super) fn find_needed(&mut self) {
+        self.is_needed.clear();
+        for id in &self.ids {
+            let expert = id.unsigned_abs() as usize;
+            if expert >= self.is_needed.len() {
+                self.is_needed.resize(expert + 1, false);
+            }
+            self.is_needed[expert] = true;
+        }
+        self.needed.clear();
+        let all = (0..).zip(&self.is_needed);
+        self.needed.extend(all.filter(|(_, needed)| **needed).map(|(expert, _)| expert));
+    }
 }
 
 /// A node's sources before we changed them.
@@ -454,11 +470,10 @@ impl<'a> Walk<'a> {
                 return Err(Stop::Internal(format!("layer {layer} has a negative expert")));
             }
             let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
-            scratch.needed.clear();
-            scratch.needed.extend(scratch.ids.iter().map(|&id| id.unsigned_abs()));
-            scratch.needed.sort_unstable();
-            scratch.needed.dedup();
-            residency.routed(layer, Routing { ids: &scratch.ids, n_used });
+            scratch.find_needed();
+            let routing = Routing { ids: &scratch.ids, n_used };
+            residency.routed(layer, routing);
+            residency.note_routing(layer, routing);
             let fits = scratch.needed.len() <= residency.capacity(layer);
             let mut remapped = std::ptr::null_mut();
             if fits {

@@ -93,6 +93,10 @@ pub trait Residency: Send {
     /// The router of `layer` has chosen.
     fn routed(&mut self, layer: u32, routing: Routing<'_>);
 
+    /// The same once more, for what can wait until the device has something to do: what the choice
+    /// says of later ones.
+    fn note_routing(&mut self, layer: u32, routing: Routing<'_>);
+
     /// How many experts of `layer` can be resident at once.
     fn capacity(&self, layer: u32) -> usize;
 

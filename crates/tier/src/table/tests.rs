@@ -8,7 +8,7 @@ use crate::{History, HistoryError, Lfu, Lru};
 const GU: Parts = Parts::from_bits(Parts::GATE.bits() | Parts::UP.bits());
 const GUD: Parts = Parts::from_bits(GU.bits() | Parts::DOWN.bits());
 
-fn spec(n_experts: u32, pool_of_layer: &[u32], slots_of_pool: &[u32]) -> TableSpec {
+pub(super) fn spec(n_experts: u32, pool_of_layer: &[u32], slots_of_pool: &[u32]) -> TableSpec {
     TableSpec {
         n_experts,
         pool_of_layer: pool_of_layer.to_vec(),
@@ -23,12 +23,16 @@ fn table(n_experts: u32, pool_of_layer: &[u32], slots_of_pool: &[u32]) -> SlotTa
     SlotTable::with_policy(spec, policy).expect("a spec that fits")
 }
 
-const fn unit(layer: u32, expert: u32) -> UnitId {
+pub(super) const fn unit(layer: u32, expert: u32) -> UnitId {
     UnitId { layer, expert }
 }
 
 /// Routes, acquires, fills everything and releases, as one token in one layer does.
-fn use_experts<P: Policy>(table: &mut SlotTable<P>, layer: u32, experts: &[u32]) -> Vec<Grant> {
+pub(super) fn use_experts<P: Policy>(
+    table: &mut SlotTable<P>,
+    layer: u32,
+    experts: &[u32],
+) -> Vec<Grant> {
     let mut grants = Vec::new();
     table.note_routing(layer, experts);
     table.acquire(layer, experts, Parts::ALL, &mut grants).expect("enough slots");
@@ -403,10 +407,10 @@ impl Naive {
     }
 }
 
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, n: u32) -> u32 {
+    pub(super) fn below(&mut self, n: u32) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -519,7 +523,7 @@ fn compare(seed: u64, spec: TableSpec, n_operations: u32) {
 
 /// Each unit holds at most one slot and each slot at most one unit; each slot is free, or in the
 /// index, or busy, and never two of these.
-fn check_invariants<P: Policy>(table: &SlotTable<P>) {
+pub(super) fn check_invariants<P: Policy>(table: &SlotTable<P>) {
     let mut held = 0;
     for (pool_index, pool) in table.pools.iter().enumerate() {
         assert_eq!(pool.slots.len(), table.spec.slots_of_pool[pool_index] as usize);

@@ -145,6 +145,8 @@ struct Layer {
     fits: bool,
     /// Whether all of its products are launched already.
     is_done: bool,
+    /// Whether the choice is noted for later ones.
+    is_noted: bool,
     remapped: *mut Tensor,
     /// What the CPU computes of it.
     shared: Option<Shared>,
@@ -157,7 +159,17 @@ impl Layer {
         // SAFETY: the caller's promise.
         let (n_used, n_tokens) = unsafe { (graph::dim(ids, 0), graph::dim(ids, 1)) };
         let remapped = std::ptr::null_mut();
-        Layer { layer, ids, n_used, n_tokens, fits, is_done: false, remapped, shared: None }
+        Layer {
+            layer,
+            ids,
+            n_used,
+            n_tokens,
+            fits,
+            is_done: false,
+            is_noted: fits,
+            remapped,
+            shared: None,
+        }
     }
 }
 
@@ -267,8 +279,12 @@ impl Walk<'_> {
             let job = passes::Job { steps, layer, parts, n_used, n_tokens };
             passes::run(self.context, self.stage, self.stream, &job)?;
             self.start = end + 1;
-            if let Some(state) = &mut self.layer {
-                state.is_done = is_done;
+            let Some(state) = &mut self.layer else { return Ok(()) };
+            state.is_done = is_done;
+            if !std::mem::replace(&mut state.is_noted, true) {
+                // While the device computes.
+                let Stream { residency, scratch, .. } = &mut *self.stream;
+                residency.note_routing(layer, Routing { ids: &scratch.ids, n_used });
             }
             Ok(())
         }
@@ -317,10 +333,7 @@ impl Walk<'_> {
                 return Err(Stop::Internal(format!("layer {layer} has a negative expert")));
             }
             let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
-            scratch.needed.clear();
-            scratch.needed.extend(scratch.ids.iter().map(|&id| id.unsigned_abs()));
-            scratch.needed.sort_unstable();
-            scratch.needed.dedup();
+            scratch.find_needed();
             let parts = memory.parts_of_layer(layer);
             scratch.slots.clear();
             if residency.device_slots(layer, &scratch.needed, parts, &mut scratch.slots) {
@@ -334,8 +347,12 @@ impl Walk<'_> {
                 return Ok(());
             }
             residency.computed();
-            residency.routed(layer, Routing { ids: &scratch.ids, n_used });
+            let routing = Routing { ids: &scratch.ids, n_used };
+            residency.routed(layer, routing);
             let fits = scratch.needed.len() <= residency.device_capacity(layer);
+            if fits {
+                residency.note_routing(layer, routing);
+            }
             let mut remapped = std::ptr::null_mut();
             if fits {
                 if let Some(shared) = &mut shared {
@@ -372,7 +389,9 @@ impl Walk<'_> {
         let (Some(layer), Some(state)) = (self.deferred.take(), &self.layer) else { return Ok(()) };
         let Stream { memory, residency, scratch } = &mut *self.stream;
         residency.computed();
-        residency.routed(layer, Routing { ids: &scratch.ids, n_used: state.n_used });
+        let routing = Routing { ids: &scratch.ids, n_used: state.n_used };
+        residency.routed(layer, routing);
+        residency.note_routing(layer, routing);
         scratch.slots.clear();
         let parts = memory.parts_of_layer(layer);
         residency.device_experts(layer, &scratch.needed, parts, &mut scratch.slots)?;

@@ -99,7 +99,7 @@ pub(super) unsafe fn run(
     let mut groups: [Vec<u32>; 2] = Default::default();
     let mut rows = Rows::default();
     // SAFETY: the caller's promise.
-    let kept = unsafe { keep_input(context, &mut scratch.kept, &job.steps)? };
+    let kept = unsafe { keep_input(context, &mut stage.kept, &job.steps)? };
     // SAFETY: as above.
     let input = kept.as_ref().map_or_else(|| unsafe { job.steps.input() }, |(_, copy)| *copy);
     let mut n_groups = 0;
@@ -141,7 +141,7 @@ pub(super) unsafe fn run(
             let divisor = if graph::dim(job.steps.input(), 1) == 1 { job.n_used } else { 1 };
             rows.gather(&routed, divisor, &groups[i % 2], &slots);
             rows.arrange(job.n_tokens, !context.device.is_cpu);
-            launch_group(context, stage, &mut scratch.pass, job, input, &rows)?;
+            launch_group(context, stage, job, input, &rows)?;
             stage.end_group(context, i);
         }
     }
@@ -198,7 +198,6 @@ unsafe fn keep_input(
 unsafe fn launch_group(
     context: &BackendContext,
     stage: &mut Stage,
-    pass: &mut PassScratch,
     job: &Job,
     x: *mut Tensor,
     rows: &Rows,
@@ -259,10 +258,10 @@ unsafe fn launch_group(
         steps.extend([product, product2, scattered]);
 
         // A larger buffer takes the place of one that a group under way may still use.
-        if !pass.fits(context, &owners) {
+        if !stage.pass.fits(context, &owners) {
             sys::ggml_backend_synchronize(context.inner);
         }
-        pass.place(context, &owners)?;
+        stage.pass.place(context, &owners)?;
         place_views(&[inputs, outputs, gathered3, product2, scattered]);
         stage.set(context, source_rows, &rows.source)?;
         stage.set(context, slots, &rows.slots)?;

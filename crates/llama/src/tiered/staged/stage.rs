@@ -7,6 +7,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::super::compute::Stop;
 use super::super::device::BackendContext;
+use super::super::passes::PassScratch;
 use super::super::{MatrixUpload, Upload};
 use super::ahead::Ahead;
 use super::assist::Assist;
@@ -49,6 +50,10 @@ pub(in super::super) struct Stage {
     pub(super) matrices: Vec<MatrixUpload>,
     zeros: Pinned,
     pub(super) ahead: Ahead,
+    /// Between the products of a pass.
+    pub(super) pass: PassScratch,
+    /// The input of several passes, where theirs is written over.
+    pub(super) kept: PassScratch,
 }
 
 // SAFETY: used under a mutex, by the computing thread.
@@ -86,6 +91,8 @@ impl Stage {
                 matrices: Vec::new(),
                 zeros: Pinned::new(inner),
                 ahead: Ahead::new(inner),
+                pass: PassScratch::default(),
+                kept: PassScratch::default(),
             })
         }
     }
