@@ -224,11 +224,11 @@ impl Widths {
         total([converted, self.routing_bytes(n_ubatch, largest_pool), gathered, threads])
     }
 
-    /// On a GPU a group of experts is done from the gathered rows to the last product: as many rows
-    /// as there are tokens, some of them twice (`staged/passes/rows.rs` in `hypura-llama`).
+    /// On a GPU a group of experts is done from the gathered rows to the last product: twice as many
+    /// rows as there are tokens (`staged/passes/rows.rs` in `hypura-llama`).
     fn group_bytes(&self, n_ubatch: u64) -> u64 {
         let row = product([self.ff_expert, 3]).saturating_add(product([self.n_embd, 2]));
-        let rows = n_ubatch.saturating_add(n_ubatch / 8).max(GROUP_ROWS_MIN);
+        let rows = n_ubatch.saturating_mul(2).max(GROUP_ROWS_MIN);
         product([rows, row, 4])
     }
 

@@ -82,7 +82,11 @@ pub(super) unsafe fn run(
         return Err(Stop::Internal("a layer without slots on the device".into()));
     }
     let half = (capacity / 2).max(1);
-    let rows_max = job.n_tokens.max(rows::VECTORS_MAX);
+    // A few rows take the kernel for vectors, if the whole matmul would have.
+    let rows_max = match job.n_tokens {
+        n if n <= rows::VECTORS_MAX => rows::VECTORS_MAX,
+        n => rows::rows_max(n),
+    };
     let routed = Routed::new(&scratch.ids);
     // Those that are there first, slot by slot.
     let mut slots = Vec::new();

@@ -17,10 +17,16 @@ use std::ops::Range;
 /// Up to this many columns ggml's CUDA backend multiplies vectors (`MMVQ_MAX_BATCH_SIZE` in
 /// `mmvq.cuh`).
 pub(super) const VECTORS_MAX: usize = 8;
-/// Rows abreast that the sorting kernel is quick with, best first.
-const ABREAST: [usize; 3] = [8, 4, 2];
-/// Of the rows, one part in this many may be repeated to fill the columns.
-const FILLING_SHARE: usize = 8;
+/// Rows abreast that the sorting kernel is quick with.
+const ABREAST: [usize; 3] = [2, 4, 8];
+/// Rows of a group, in tokens of the micro-batch.
+const ROWS_FACTOR: usize = 2;
+
+/// The most rows of a group in a micro-batch of so many tokens, with those that are repeated to fill
+/// columns.
+pub(super) fn rows_max(n_tokens: usize) -> usize {
+    (n_tokens * ROWS_FACTOR).max(ABREAST[ABREAST.len() - 1] * (VECTORS_MAX + 1))
+}
 
 /// The rows of a micro-batch by expert: row `i` is choice `i % n_used` of token `i / n_used`.
 pub(super) struct Routed {
@@ -119,17 +125,17 @@ impl Rows {
         if n_tokens <= VECTORS_MAX || n_rows == 0 {
             return;
         }
-        let (columns_min, filling) =
-            if may_repeat { (VECTORS_MAX + 1, n_rows / FILLING_SHARE) } else { (1, 0) };
+        let columns_min = if may_repeat { VECTORS_MAX + 1 } else { 1 };
+        let room = if may_repeat { rows_max(n_tokens) } else { n_rows };
         let counts = self.starts.windows(2).map(|bounds| bounds[1] - bounds[0]);
         let (n_experts, most) = (self.starts.len() - 1, counts.max().unwrap_or(0));
         // Rows of one expert are consecutive, and so never abreast with as many columns as it has
         // rows.
         let columns = |abreast: usize| n_rows.div_ceil(abreast).max(most).max(columns_min);
-        let fits = |&abreast: &usize| {
-            n_experts >= abreast && abreast * columns(abreast) <= n_rows + filling
-        };
-        let abreast = ABREAST.into_iter().find(fits).unwrap_or(1);
+        let fits = |abreast: &usize| n_experts >= *abreast && abreast * columns(*abreast) <= room;
+        // As few columns as the expert with the most rows allows.
+        let abreast = ABREAST.into_iter().filter(fits).min_by_key(|&abreast| columns(abreast));
+        let abreast = abreast.unwrap_or(1);
         let columns = columns(abreast);
         // The row of each place, column by column.
         let mut order = vec![0; abreast * columns];
@@ -163,12 +169,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-
-    /// The most rows of a group whose own rows are so many, as `hypura-plan` reckons
-    /// (`Widths::group_bytes`).
-    fn rows_max(n_rows: usize) -> usize {
-        (n_rows + n_rows / FILLING_SHARE).max(ABREAST[0] * (VECTORS_MAX + 1))
-    }
 
     /// Rows of experts that each have so many, interleaved.
     fn routed(counts: &[usize]) -> Routed {
@@ -219,7 +219,7 @@ mod tests {
             let rows = arranged(&group, 512);
             let targets: BTreeSet<i64> = rows.target.iter().copied().collect();
             assert_eq!(targets.len(), n_rows, "{counts:?}");
-            assert!(rows.target.len() <= rows_max(n_rows), "{counts:?}: {}", rows.target.len());
+            assert!(rows.target.len() <= rows_max(512), "{counts:?}: {}", rows.target.len());
             assert!(rows.target.len() / rows.abreast() > VECTORS_MAX, "{counts:?}");
             assert_eq!(rows.target.len() % rows.abreast(), 0, "{counts:?}");
             for column in rows.slots.chunks(rows.abreast()) {
