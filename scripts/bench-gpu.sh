@@ -45,9 +45,12 @@ make_model "$dense" dense "$dense"
 plenty=memory=60000
 prompts=prompts=512/1900
 few=tokens=32,rounds=3,warm=1
+long=prompts=1900,ubatch=2048,brief=1,tokens=8
 run "$x64" "gpu=$gpu,baseline=read,$prompts,name=all"
+run "$x64" "gpu=$gpu,baseline=read,$long,name=all-long"
 for slots in 31 24 16 8; do
     run "$x64" "gpu=$gpu,slots=$slots,$plenty,$prompts,name=slots-$slots"
+    run "$x64" "gpu=$gpu,slots=$slots,$plenty,$long,name=slots-$slots-long"
 done
 run "$x64" "gpu=$gpu,slots=8,$plenty,assist=1,name=slots-8-cpu"
 run "$x64" "gpu=$gpu,baseline=experts,$prompts,rounds=3,name=experts-on-cpu"
