@@ -61,6 +61,12 @@ pub fn gpu_names(gpus: &[Gpu]) -> String {
     }
 }
 
+/// The first name that is there more than once.
+fn named_twice<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let is_again = |(i, name): (usize, &&'a str)| names[..i].contains(name).then_some(*name);
+    names.iter().enumerate().find_map(is_again)
+}
+
 /// Of the free memory of a GPU, one part in this many is left to others, and never less than
 /// `MARGIN_BYTES_MIN`.
 const MARGIN_SHARE: u64 = 16;
@@ -94,6 +100,11 @@ impl Chosen {
             Err(GpuError::None) if *choice == GpuChoice::Auto => return Ok(None),
             gpus => gpus?,
         };
+        let names: Vec<&str> =
+            gpus.iter().filter(|gpu| !gpu.is_emulated()).map(|gpu| gpu.name.as_str()).collect();
+        if let Some(name) = named_twice(&names) {
+            return Err(LoadError::Other(format!("the GPU {name} is named twice")));
+        }
         if let Some(gpu) = gpus.iter().find(|gpu| gpu.is_unified())
             && gpus.len() > 1
         {
@@ -327,4 +338,16 @@ pub(crate) fn add(
         GpuChoice::Auto => surveyed.with_fewest_gpus(|with| make_plan(model, with, options, &[])),
         _ => surveyed,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::named_twice;
+
+    #[test]
+    fn a_gpu_that_is_named_twice_is_found() {
+        assert_eq!(named_twice(&["CUDA0", "CUDA1", "CUDA0"]), Some("CUDA0"));
+        assert_eq!(named_twice(&["CUDA0", "CUDA1"]), None);
+        assert_eq!(named_twice(&[]), None);
+    }
 }

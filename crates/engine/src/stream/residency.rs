@@ -8,7 +8,6 @@ use hypura_llama::tiered::{
 };
 use hypura_tier::{Parts, UnitId};
 
-use super::device::Device;
 use super::reads::{Read, Target};
 use super::ring::Ring;
 use super::{Streamer, bit};
@@ -97,12 +96,6 @@ impl Residency for Streamer {
 
     fn device_capacity(&self, layer: u32) -> usize {
         self.sources.device_slots.get(layer as usize).map_or(0, |&slots| slots as usize)
-    }
-
-    fn is_on_device(&self, layer: u32, expert: u32, parts: u8) -> bool {
-        let ready = |device: &Device| device.table.lookup(UnitId { layer, expert });
-        let wanted = Parts::from_bits(parts);
-        self.device.as_ref().and_then(ready).is_some_and(|(_, ready)| ready.contains(wanted))
     }
 
     fn device_slots(&self, layer: u32, experts: &[u32], parts: u8, slots: &mut Vec<u32>) -> bool {

@@ -466,11 +466,15 @@ unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
                 sys::ggml_backend_free(inner);
                 return null_mut();
             };
-            Some(Mutex::new(stage))
+            Some(stage)
         } else {
             None
         };
         let Some(device) = device.this.upgrade() else { return null_mut() };
+        let stage = stage.map(|stage| {
+            device.shared.add_copier(stage.copier());
+            Mutex::new(stage)
+        });
         let iface = if stage.is_some() { STAGED_BACKEND } else { BACKEND };
         let context = Box::new(BackendContext { device, inner, stage, _threads: threads });
         Box::into_raw(Box::new(BackendObject {
@@ -494,7 +498,10 @@ unsafe extern "C" fn backend_free(backend: Backend) {
         let object = Box::from_raw(backend.cast::<BackendObject>());
         let mut context = Box::from_raw(object.context.cast::<BackendContext>());
         sys::ggml_backend_synchronize(context.inner);
-        drop(context.stage.take());
+        if let Some(stage) = context.stage.take() {
+            let stage = stage.into_inner().unwrap_or_else(PoisonError::into_inner);
+            context.device.shared.remove_copier(stage.copier());
+        }
         sys::ggml_backend_free(context.inner);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Each layer has slots of its own. One pool of all layers would follow the routing better, but
 //! `MUL_MAT_ID` of a prompt does something for every expert of its weights, and a pool of all
-//! layers has that many times more of them.
+//! layers has that many times more of them. (Passes give it the slots of a group alone; where all
+//! experts of a prompt fit, it gets the layer's.)
 
 use std::collections::HashMap;
 use std::ptr::NonNull;

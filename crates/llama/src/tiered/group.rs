@@ -7,11 +7,13 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use llama_cpp_sys_2 as sys;
+
 use super::device::{TieredDevice, Weight};
 use super::ledger::Allocated;
 use super::memory::StreamMemory;
 use super::{Residency, StreamedTensor, compute};
-use crate::abi::{self, Tensor};
+use crate::abi::{self, Backend, Tensor};
 use crate::context::DecodeError;
 use crate::gpu::{DEVICES_MAX, Gpu};
 use crate::threads::Threadpool;
@@ -25,7 +27,14 @@ pub(super) struct Shared {
     stream: Mutex<Option<Stream>>,
     error: Mutex<Option<DecodeError>>,
     abort: Mutex<Option<Arc<AtomicBool>>>,
+    copiers: Mutex<Vec<Copier>>,
 }
+
+/// A stream of copies.
+struct Copier(Backend);
+
+// SAFETY: ggml's backends may be waited for by any thread, one at a time.
+unsafe impl Send for Copier {}
 
 /// Where streamed bytes go and who brings them.
 pub(super) struct Stream {
@@ -37,6 +46,25 @@ pub(super) struct Stream {
 impl Shared {
     pub(super) fn is_loading(&self) -> bool {
         !self.is_loaded.load(Ordering::Relaxed)
+    }
+
+    /// A device has a stream of copies from now on.
+    pub(super) fn add_copier(&self, copier: Backend) {
+        self.copiers.lock().unwrap_or_else(PoisonError::into_inner).push(Copier(copier));
+    }
+
+    /// The stream is about to be freed.
+    pub(super) fn remove_copier(&self, copier: Backend) {
+        let mut copiers = self.copiers.lock().unwrap_or_else(PoisonError::into_inner);
+        copiers.retain(|other| other.0 != copier);
+    }
+
+    /// Waits for the copies of all devices: they share the slots in host memory.
+    pub(super) fn wait_for_copies(&self) {
+        for copier in self.copiers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            // SAFETY: a live backend, or it would have been removed.
+            unsafe { sys::ggml_backend_synchronize(copier.0) };
+        }
     }
 
     pub(super) fn stream(&self) -> MutexGuard<'_, Option<Stream>> {

@@ -164,12 +164,6 @@ pub trait Residency: Send {
         0
     }
 
-    /// Whether all of `parts` of an expert are in the device's own memory, or on their way there.
-    fn is_on_device(&self, layer: u32, expert: u32, parts: u8) -> bool {
-        let _ = (layer, expert, parts);
-        false
-    }
-
     /// Appends the slots of `experts` on the device, if all of `parts` of all of them are there;
     /// else false, and nothing is appended. What is used so is booked by
     /// [`Residency::device_experts`] afterwards, before anything else is asked.

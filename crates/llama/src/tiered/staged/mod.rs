@@ -183,7 +183,7 @@ impl Walk<'_> {
             // What an interrupted computation left under way ends before its slots are given away.
             self.wait();
             if !self.stream.residency.is_at_rest() {
-                sys::ggml_backend_synchronize(self.stage.copier);
+                self.context.device.shared.wait_for_copies();
             }
             let matrices: Vec<u32> = uses
                 .iter()
@@ -223,7 +223,7 @@ impl Walk<'_> {
         unsafe {
             sys::ggml_backend_synchronize(self.context.inner);
             if self.stream.residency.reuses_host_slots() {
-                sys::ggml_backend_synchronize(self.stage.copier);
+                self.context.device.shared.wait_for_copies();
             }
         }
         self.stage.tables.clear();

@@ -97,6 +97,11 @@ impl Stage {
         }
     }
 
+    /// The stream of its copies.
+    pub(in super::super) fn copier(&self) -> Backend {
+        self.copier
+    }
+
     /// Pinned memory of so many bytes; what it held before must have been used.
     pub(super) fn raw(&mut self, bytes: usize) -> Result<*mut u8, Stop> {
         self.raw.clear();
