@@ -103,21 +103,15 @@ impl Chosen {
         let names: Vec<&str> =
             gpus.iter().filter(|gpu| !gpu.is_emulated()).map(|gpu| gpu.name.as_str()).collect();
         if let Some(name) = named_twice(&names) {
-            return Err(LoadError::Other(format!("the GPU {name} is named twice")));
+            return Err(GpuError::Twice(name.to_owned()).into());
         }
         if let Some(gpu) = gpus.iter().find(|gpu| gpu.is_unified())
             && gpus.len() > 1
         {
-            return Err(LoadError::Other(format!(
-                "{} computes with main memory and can't be one of several GPUs",
-                gpu.name
-            )));
+            return Err(GpuError::Unified(gpu.name.clone()).into());
         }
         if gpus.len() > llama::DEVICES_MAX {
-            let (n, most) = (gpus.len(), llama::DEVICES_MAX);
-            return Err(LoadError::Other(format!(
-                "a model can be divided among {most} GPUs at most, not {n}"
-            )));
+            return Err(GpuError::TooMany(gpus.len()).into());
         }
         let budget = |gpu: &Gpu| {
             let free = gpu.memory_free_bytes;

@@ -46,6 +46,15 @@ pub enum GpuError {
         /// Those that there are.
         known: Vec<String>,
     },
+    /// One cannot be two.
+    #[error("the GPU {0} is named twice")]
+    Twice(String),
+    /// More than [`DEVICES_MAX`].
+    #[error("a model can be divided among {DEVICES_MAX} GPUs at most, not {0}")]
+    TooMany(usize),
+    /// One that computes with main memory has nothing to add to others.
+    #[error("{0} computes with main memory and can't be one of several GPUs")]
+    Unified(String),
 }
 
 /// Which layers each GPU has: runs of layers, in their order. The output matrix counts as one more.

@@ -243,9 +243,9 @@ pub enum PlanError {
          {n_ctx} tokens: use at least {smallest_bytes} bytes, a smaller context, or `--gpu off`"
     )]
     GpuBudgetTooSmall {
-        /// The smallest budget of GPU memory that works with these settings.
+        /// The smallest budget of each GPU's memory that works with these settings.
         smallest_bytes: u64,
-        /// The budget.
+        /// The budget of each.
         budget_bytes: u64,
         /// Tokens of context.
         n_ctx: u32,

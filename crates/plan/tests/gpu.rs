@@ -222,7 +222,9 @@ fn several_gpus_have_room_for_their_layers() {
                 ..with(&Request::default(), gpu_bytes, memory_bytes)
             };
             let least = match plan(&model, &machine(), &on(0, u64::MAX)) {
-                Err(PlanError::GpuBudgetTooSmall { smallest_bytes, .. }) => smallest_bytes,
+                Err(PlanError::GpuBudgetTooSmall { smallest_bytes, .. }) => {
+                    smallest_bytes * u64::from(devices)
+                }
                 other => panic!("no GPU memory at all was enough: {other:?}"),
             };
             for round in 0..20 {

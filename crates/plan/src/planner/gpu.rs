@@ -54,8 +54,8 @@ impl Planner<'_> {
         let gpu_smallest = self.device_smallest_bytes(&inventory);
         if gpu_bytes < gpu_smallest {
             return Err(PlanError::GpuBudgetTooSmall {
-                smallest_bytes: gpu_smallest,
-                budget_bytes: gpu_bytes,
+                smallest_bytes: gpu_smallest.div_ceil(self.n_gpus()),
+                budget_bytes: gpu_bytes / self.n_gpus(),
                 n_ctx: self.n_ctx,
             });
         }
