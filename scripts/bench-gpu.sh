@@ -72,9 +72,10 @@ for line in open(sys.argv[1]):
     else:
         ms, least, most = d["decode_ms"]
         prompts = ", ".join(f"{p['tokens']}: {p['ms'][0]:.1f} ms" for p in d["prompts"])
+        same = f", no misses {d['forced_ms'][0]:.3f}" if d["forced_ms"] else ""
         print(
-            f"{d['name']:15} {ms:8.3f} ms per token ({least:.3f} to {most:.3f}), no misses "
-            f"{d['forced_ms'][0]:.3f}; per token {d['copied_bytes_per_token'] / 1e6:.1f} MB copied, "
+            f"{d['name']:15} {ms:8.3f} ms per token ({least:.3f} to {most:.3f}){same}"
+            f"; per token {d['copied_bytes_per_token'] / 1e6:.1f} MB copied, "
             f"{d['read_bytes_per_token'] / 1e6:.1f} MB read; prompts {prompts}"
         )
 PY

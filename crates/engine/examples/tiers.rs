@@ -197,7 +197,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "greedy": greedy,
         "logits": hash,
         "decode_ms": spread(&decode[warm..]),
-        "forced_ms": spread(&forced),
+        "forced_ms": (!is_brief).then(|| spread(&forced)),
         "forced_missed": missed,
         "guesses": [now.ahead.begun - before.ahead.begun, now.ahead.begun_right - before.ahead.begun_right],
         "prompts": prompts,

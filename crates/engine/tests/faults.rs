@@ -3,27 +3,21 @@
 mod common;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{alone, assert_same, demo, expected, load_share, logits, options, try_logits};
+use common::{
+    alone, assert_same, demo, expected, faulty_after_load, load_share, logits, options, tiny_model,
+    try_logits,
+};
 use hypura_engine::LoadOptions;
 use hypura_engine::io::{Fault, FaultEngine, FaultPlan, PoolConfig, PreadPool};
 use hypura_engine::llama::{DecodeError, FlashAttention};
-use hypura_testkit::tiny;
 
 const PROMPT: usize = 70;
 /// Little enough memory that every expert and matrix comes and goes.
 const SHARE: f64 = 0.0;
-
-fn tiny_model(folder: &Path, name: &str) -> PathBuf {
-    let path = folder.join(format!("{name}.gguf"));
-    let recipe = tiny::find(name).unwrap();
-    recipe.model(recipe.default_mix, 3).unwrap().write(&path).unwrap();
-    path
-}
 
 /// Options with a reader that fails as planned.
 fn faulty(plan: FaultPlan) -> LoadOptions {
@@ -104,18 +98,6 @@ fn a_corrupted_read_would_be_noticed() {
     }
 }
 
-/// A reader that fails as planned once the model is loaded: the loader has one of its own.
-fn faulty_after_load(plan: FaultPlan) -> LoadOptions {
-    let made = AtomicUsize::new(0);
-    let reader = move || {
-        let pool = PreadPool::new(PoolConfig::default()).map_err(|e| e.to_string())?;
-        let is_loader = made.fetch_add(1, Ordering::Relaxed) == 0;
-        let plan = if is_loader { FaultPlan::default() } else { plan.clone() };
-        Ok(Box::new(FaultEngine::new(pool, plan)) as _)
-    };
-    LoadOptions { reader: Arc::new(reader), ..options(FlashAttention::On) }
-}
-
 #[test]
 fn a_failed_read_ends_one_answer_and_nothing_else() {
     let _alone = alone();
@@ -134,7 +116,10 @@ fn a_failed_read_ends_one_answer_and_nothing_else() {
         for number in [0, 1, 5, 17, 40, 111, 230] {
             for fault in [Fault::Fail, Fault::Short] {
                 let plan = FaultPlan { at: [(number, fault)].into(), ..FaultPlan::default() };
-                let options = LoadOptions { speculate, ..faulty_after_load(plan) };
+                let options = LoadOptions {
+                    speculate,
+                    ..faulty_after_load(plan, options(FlashAttention::On))
+                };
                 let mut loaded = load_share(&path, &options, 0.3);
                 let what = format!("{name}, {fault:?} at read {number}");
                 let first = try_logits(&mut loaded, PROMPT);
@@ -161,7 +146,8 @@ fn a_dead_drive_is_an_error_each_time() {
     for name in ["llama", "qwen3moe"] {
         let path = tiny_model(folder.path(), name);
         let plan = FaultPlan { fail_rate: 1.0, ..FaultPlan::default() };
-        let mut loaded = load_share(&path, &faulty_after_load(plan), SHARE);
+        let mut loaded =
+            load_share(&path, &faulty_after_load(plan, options(FlashAttention::On)), SHARE);
         for _ in 0..3 {
             let error = try_logits(&mut loaded, PROMPT).expect_err(name);
             assert!(error.to_string().contains("can't read"), "{name}: {error}");

@@ -4,19 +4,17 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
 use std::time::Duration;
 
 use common::{
-    PLENTY, alone, assert_same, demo, expected, gpu_under_test, logits, options, stats, try_logits,
+    PLENTY, alone, assert_same, demo, expected, faulty_after_load, gpu_under_test, logits, options,
+    stats, tiny_model, try_logits,
 };
-use hypura_engine::io::{Fault, FaultEngine, FaultPlan, PoolConfig, PreadPool};
+use hypura_engine::io::{Fault, FaultPlan};
 use hypura_engine::llama::{DecodeError, FlashAttention};
 use hypura_engine::plan::{Mode, PlanError};
 use hypura_engine::{GpuChoice, LoadError, LoadOptions, Loaded, load};
-use hypura_testkit::tiny;
 
 /// Longer than three micro-batches.
 const PROMPT: usize = 100;
@@ -161,13 +159,6 @@ fn matrices_of_a_dense_model() {
     check_dense("draft", &demo("demo-draft-3m-q8_0.gguf"), 1);
 }
 
-fn tiny_model(folder: &Path, name: &str) -> PathBuf {
-    let path = folder.join(format!("{name}.gguf"));
-    let recipe = tiny::find(name).unwrap();
-    recipe.model(recipe.default_mix, 3).unwrap().write(&path).unwrap();
-    path
-}
-
 #[test]
 fn experts_of_the_demo_model() {
     check_experts("demo", &demo("demo-moe-54m-q4_k_m.gguf"), true, 1);
@@ -197,16 +188,8 @@ fn experts_of_other_shapes() {
     }
 }
 
-/// Options with a reader that fails as planned once the model is loaded: the loader has one of its
-/// own.
+/// Options for as little memory as works, with a reader that fails as planned once the model is loaded.
 fn faulty(path: &Path, plan: FaultPlan) -> LoadOptions {
-    let made = AtomicUsize::new(0);
-    let reader = move || {
-        let pool = PreadPool::new(PoolConfig::default()).map_err(|e| e.to_string())?;
-        let is_loader = made.fetch_add(1, Ordering::Relaxed) == 0;
-        let plan = if is_loader { FaultPlan::default() } else { plan.clone() };
-        Ok(Box::new(FaultEngine::new(pool, plan)) as _)
-    };
     let slots = LoadOptions { gpu_slots_max: Some(5), ..emulated(FlashAttention::On) };
     // As little as works: every byte is read again and again.
     let options = LoadOptions { weights_memory_bytes: Some(0), ..not_all(path, slots) };
@@ -216,7 +199,7 @@ fn faulty(path: &Path, plan: FaultPlan) -> LoadOptions {
         }
         other => panic!("{:?}", other.map(|_| ())),
     };
-    LoadOptions { weights_memory_bytes: Some(smallest), reader: Arc::new(reader), ..options }
+    faulty_after_load(plan, LoadOptions { weights_memory_bytes: Some(smallest), ..options })
 }
 
 #[test]

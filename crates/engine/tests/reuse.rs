@@ -2,24 +2,16 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{alone, greedy, options};
+use common::{alone, greedy, options, tiny_model};
 use hypura_engine::io::{FaultEngine, FaultPlan, PoolConfig, PreadPool};
 use hypura_engine::llama::FlashAttention;
 use hypura_engine::{Engine, Finish, Generated, LoadOptions, Update};
 use hypura_testkit::text::forced_tokens;
-use hypura_testkit::tiny;
-
-fn tiny_model(folder: &Path, name: &str) -> PathBuf {
-    let path = folder.join(format!("{name}.gguf"));
-    let recipe = tiny::find(name).unwrap();
-    recipe.model(recipe.default_mix, 3).unwrap().write(&path).unwrap();
-    path
-}
 
 /// An engine whose weights are streamed as far as they can be, in micro-batches of 32 tokens of
 /// which the last has an output: as in real use.

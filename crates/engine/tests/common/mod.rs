@@ -2,12 +2,15 @@
 #![allow(unreachable_pub, dead_code)] // each test binary has this module for itself
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hypura_engine::io::{FaultEngine, FaultPlan, PoolConfig, PreadPool};
 use hypura_engine::llama::{BatchToken, DecodeError, FlashAttention, Layout, SamplerParams, plain};
 use hypura_engine::plan::PlanError;
 use hypura_engine::{GenerateRequest, GpuChoice, LoadError, LoadOptions, Loaded, StreamStats};
 use hypura_testkit::text::forced_tokens;
+use hypura_testkit::tiny;
 
 /// Tokens decoded one by one after the prompt.
 pub const DECODED: usize = 64;
@@ -24,6 +27,27 @@ pub fn alone() -> MutexGuard<'static, ()> {
 /// A demo model of the repository.
 pub fn demo(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(file)
+}
+
+/// A random model of an architecture, by the name of its recipe, in a folder.
+pub fn tiny_model(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(format!("{name}.gguf"));
+    let recipe = tiny::find(name).unwrap();
+    recipe.model(recipe.default_mix, 3).unwrap().write(&path).unwrap();
+    path
+}
+
+/// `base` with a reader that fails as planned once the model is loaded: the loader has one of its
+/// own.
+pub fn faulty_after_load(plan: FaultPlan, base: LoadOptions) -> LoadOptions {
+    let made = AtomicUsize::new(0);
+    let reader = move || {
+        let pool = PreadPool::new(PoolConfig::default()).map_err(|e| e.to_string())?;
+        let is_loader = made.fetch_add(1, Ordering::Relaxed) == 0;
+        let plan = if is_loader { FaultPlan::default() } else { plan.clone() };
+        Ok(Box::new(FaultEngine::new(pool, plan)) as _)
+    };
+    LoadOptions { reader: Arc::new(reader), ..base }
 }
 
 /// Where there is a GPU, its name in `HYPURA_TEST_GPU` makes the same tests run on it.
