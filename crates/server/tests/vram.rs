@@ -14,6 +14,7 @@ const TIERS: Tiers = Tiers {
     vram_slots_bytes: 15,
     vram_kv_bytes: 10,
     vram_buffers_bytes: 5,
+    gpus: 1,
     ram_weights_bytes: 20,
     ram_slots_bytes: 40,
     ram_kv_bytes: 0,
@@ -31,6 +32,7 @@ fn served(config: Config, budget: Budget, vram_free_bytes: u64) -> Served {
         free_bytes: 1 << 30,
         vram_resident_bytes: 60,
         vram_free_bytes,
+        gpus: 1,
     });
     served
 }
@@ -60,6 +62,26 @@ async fn a_budget_of_gpu_memory_is_shared() {
         drop(load(&served, "other").await);
         assert_eq!(given(&served), expected, "of {all}");
         assert_eq!(loaded(&served), names, "of {all}");
+    }
+}
+
+/// A budget is one of each GPU, and a model on two has half of its bytes on each.
+#[tokio::test]
+async fn models_on_two_gpus_take_half_of_each() {
+    for (of_each, expected, names) in [
+        (60, [Some(60), Some(30)], &["demo:latest", "other:latest"][..]),
+        (59, [Some(59), Some(59)], &["other:latest"]),
+    ] {
+        let budget = Budget { memory_bytes: Some(1 << 30), gpu_memory_bytes: Some(of_each) };
+        let served = served(Config::default(), budget, 0);
+        served.stage.tiers.lock().unwrap().gpus = 2;
+        if let Some(needs) = served.stage.needs.lock().unwrap().as_mut() {
+            needs.gpus = 2;
+        }
+        drop(load(&served, "demo").await);
+        drop(load(&served, "other").await);
+        assert_eq!(given(&served), expected, "of {of_each}");
+        assert_eq!(loaded(&served), names, "of {of_each}");
     }
 }
 

@@ -54,7 +54,7 @@ impl Loader for EngineLoader {
         let vram_resident_bytes = gpu.bytes.total();
         let free = self.options(want, Budget { gpu_memory_bytes: None, ..most });
         let vram_free_bytes = vram_free_bytes(entry, &free)?;
-        Ok(Needs { vram_resident_bytes, vram_free_bytes, ..needs })
+        Ok(Needs { vram_resident_bytes, vram_free_bytes, gpus: gpu.devices, ..needs })
     }
 
     fn load(
@@ -149,6 +149,7 @@ fn tiers(model: &Model, plan: &Plan) -> Tiers {
         vram_slots_bytes: bytes.expert_slots + bytes.ring,
         vram_kv_bytes: bytes.kv,
         vram_buffers_bytes: (bytes.compute + bytes.work + bytes.base).min(buffers_most),
+        gpus: gpu.devices,
         drive_weights_bytes: drive_weights_bytes(model, plan),
         ..ram
     }

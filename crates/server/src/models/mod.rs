@@ -260,10 +260,11 @@ impl State {
         self.loaded.iter().filter(is_same).find(is_enough).cloned()
     }
 
-    /// Bytes that the loaded models take of memory, and of the GPU's.
+    /// Bytes that the loaded models take of memory, and of a GPU's: of each, as if all models were on
+    /// the same ones.
     fn used(&self) -> (u64, u64) {
         let facts = || self.loaded.iter().map(|loaded| loaded.runner.facts());
-        (facts().map(|f| f.memory_bytes).sum(), facts().map(|f| f.tiers.vram_bytes()).sum())
+        (facts().map(|f| f.memory_bytes).sum(), facts().map(|f| f.tiers.vram_bytes_of_each()).sum())
     }
 
     /// What was said to a model, also before it was loaded this time.

@@ -78,9 +78,13 @@ impl Turn {
                 gpu_memory_bytes: all.gpu_memory_bytes.map(|all| all.saturating_sub(vram_used)),
             };
             let fits = needs.resident_bytes <= left.memory_bytes.unwrap_or(needs.free_bytes);
-            let vram_left = left.gpu_memory_bytes.unwrap_or(needs.vram_free_bytes);
+            let vram = needs.vram_resident_bytes;
+            let vram_fits = match left.gpu_memory_bytes {
+                Some(of_each) => vram.div_ceil(u64::from(needs.gpus.max(1))) <= of_each,
+                None => vram <= needs.vram_free_bytes,
+            };
             let is_alone = used == 0 && vram_used == 0;
-            if is_alone || fits && needs.vram_resident_bytes <= vram_left {
+            if is_alone || fits && vram_fits {
                 return Ok(left);
             }
             self.drop_idle(|_| true, false).await?;

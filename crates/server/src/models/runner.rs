@@ -47,6 +47,8 @@ pub struct Tiers {
     pub vram_kv_bytes: u64,
     /// Buffers in GPU memory, the driver's own included.
     pub vram_buffers_bytes: u64,
+    /// GPUs that this is divided among; 0 where the CPU computes.
+    pub gpus: u32,
     /// Weights that stay in memory.
     pub ram_weights_bytes: u64,
     /// Slots of experts, and the ring that whole matrices pass through.
@@ -66,6 +68,11 @@ impl Tiers {
     pub fn vram_bytes(&self) -> u64 {
         let parts = [self.vram_weights_bytes, self.vram_slots_bytes, self.vram_kv_bytes];
         parts.into_iter().fold(self.vram_buffers_bytes, u64::saturating_add)
+    }
+
+    /// What each of its GPUs has of that, about.
+    pub fn vram_bytes_of_each(&self) -> u64 {
+        self.vram_bytes().div_ceil(u64::from(self.gpus.max(1)))
     }
 }
 
@@ -139,7 +146,7 @@ pub struct Want {
 pub struct Budget {
     /// Bytes of memory.
     pub memory_bytes: Option<u64>,
-    /// Bytes of GPU memory.
+    /// Bytes of each GPU's memory.
     pub gpu_memory_bytes: Option<u64>,
 }
 
@@ -154,4 +161,6 @@ pub struct Needs {
     pub vram_resident_bytes: u64,
     /// See [`Needs::free_bytes`].
     pub vram_free_bytes: u64,
+    /// GPUs that [`Needs::vram_resident_bytes`] are divided among; 0 where the CPU computes.
+    pub gpus: u32,
 }
