@@ -25,6 +25,9 @@ pub struct DeviceStats {
     pub copied_bytes: u64,
     /// Experts that the CPU computed where they lay.
     pub computed_in_place: u64,
+    /// Experts whose gated product the CPU computed while their down projection was copied; they are
+    /// among those looked up.
+    pub computed_in_part: u64,
 }
 
 impl DeviceStats {
@@ -35,6 +38,7 @@ impl DeviceStats {
             host_hits: self.host_hits + other.host_hits,
             copied_bytes: self.copied_bytes + other.copied_bytes,
             computed_in_place: self.computed_in_place + other.computed_in_place,
+            computed_in_part: self.computed_in_part + other.computed_in_part,
         }
     }
 
@@ -45,38 +49,10 @@ impl DeviceStats {
             host_hits: self.host_hits - earlier.host_hits,
             copied_bytes: self.copied_bytes - earlier.copied_bytes,
             computed_in_place: self.computed_in_place - earlier.computed_in_place,
+            computed_in_part: self.computed_in_part - earlier.computed_in_part,
         }
     }
 }
-
-/// What the CPU's part in a token's experts is decided by: seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct AssistCost {
-    /// For a byte of weights copied to the GPU.
-    pub(crate) copy_s_per_byte: f64,
-    /// For a byte of weights that the CPU multiplies with.
-    pub(crate) compute_s_per_byte: f64,
-    /// For asking the CPU at all.
-    pub(crate) fixed_s: f64,
-}
-
-impl AssistCost {
-    /// Of `n` experts of `bytes` each, those that the CPU computes while the others are copied, so
-    /// that both end soonest.
-    pub(crate) fn host_share(&self, n: usize, bytes: u64) -> usize {
-        let copy = |n: usize| n as f64 * bytes as f64 * self.copy_s_per_byte;
-        let compute = |n: usize| match n {
-            0 => 0.0,
-            n => self.fixed_s + n as f64 * bytes as f64 * self.compute_s_per_byte,
-        };
-        let time = |host: usize| copy(n - host).max(compute(host));
-        (0..=n).min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(0)
-    }
-}
-
-/// One expert in this many that the CPU computed in a layer may be copied behind everything else:
-/// more would keep the link busy with what nobody waits for.
-const ADMISSION_TURNS: u64 = 2;
 
 /// Looking ahead takes about so many seconds of the compute stream for a layer: three small kernels.
 const LOOKING_S: f64 = 15e-6;
@@ -93,14 +69,14 @@ pub(super) struct Device {
     /// Experts of those.
     coming_experts: Vec<u32>,
     /// Copies to host memory that are still to be made.
-    down: Vec<Upload>,
+    pub(super) down: Vec<Upload>,
     /// Copies by a guess that are still to be made, and guesses that are to be judged.
     guessed: Vec<Upload>,
     guesses: Vec<UnitId>,
     /// Bytes that a layer lacked lately, on average.
     missing_bytes: f64,
     /// Units whose copies are under way, or about to be: they change places once those are done.
-    rising: Vec<UnitId>,
+    pub(super) rising: Vec<UnitId>,
     sinking: Vec<UnitId>,
     grants: Vec<Grant>,
     victims: Vec<Victim>,
@@ -252,7 +228,7 @@ impl Streamer {
 
     /// What lost its slot on the device is copied back, if host memory has it not and has colder
     /// ones.
-    fn take_back(&mut self, parts: Parts) {
+    pub(super) fn take_back(&mut self, parts: Parts) {
         let (Some(device), Some(table)) = (&mut self.device, &mut self.table) else { return };
         let mut victims = std::mem::take(&mut device.victims);
         victims.clear();
@@ -319,57 +295,6 @@ impl Streamer {
         self.ask_host()?;
         self.take_back(parts);
         Ok(())
-    }
-
-    /// Those of the missing experts that the CPU computes in place: the coldest, which are the least
-    /// worth a slot. Decided by rates that don't change while a model runs, so that a run can be
-    /// repeated.
-    pub(super) fn share_with_host(&mut self, layer: u32, experts: &[u32], host: &mut Vec<u32>) {
-        let (Some(cost), Some(device)) = (self.assist, &self.device) else { return };
-        let is_missing = |&&expert: &&u32| device.table.lookup(UnitId { layer, expert }).is_none();
-        let mut missing: Vec<u32> = experts.iter().filter(is_missing).copied().collect();
-        let source = self.sources.layers.get(layer as usize);
-        let bytes = source.map_or(0, |s| s.parts.iter().map(|p| p.slice_bytes as u64).sum());
-        let n = cost.host_share(missing.len(), bytes);
-        let key = |&expert: &u32| device.table.key(UnitId { layer, expert });
-        missing.sort_by(|a, b| key(a).total_cmp(&key(b)).then(a.cmp(b)));
-        host.extend(missing.into_iter().take(n));
-        host.sort_unstable();
-        self.device_stats.get_or_insert_default().computed_in_place += host.len() as u64;
-    }
-
-    /// Copies for later: of what the CPU computed, the warmest, if it is warmer than what it would
-    /// take the slot of.
-    pub(super) fn admit_to_device(
-        &mut self,
-        layer: u32,
-        experts: &[u32],
-        host_slots: &[u32],
-        copies: &mut Vec<Upload>,
-    ) {
-        self.admission_turn = (self.admission_turn + 1) % ADMISSION_TURNS;
-        let (Some(device), 0) = (&mut self.device, self.admission_turn) else { return };
-        let key = |&(expert, _): &(u32, u32)| device.table.key(UnitId { layer, expert });
-        let candidates = experts.iter().copied().zip(host_slots.iter().copied());
-        let warmest = candidates.max_by(|a, b| key(a).total_cmp(&key(b)));
-        let Some((expert, host_slot)) = warmest else { return };
-        let unit = UnitId { layer, expert };
-        let Some(grant) = device.table.speculate(unit, Parts::ALL, Claim::Warmer) else { return };
-        self.take_back(Parts::ALL);
-        let Some(device) = &mut self.device else { return };
-        copies.append(&mut device.down);
-        if self.reuses_host_slots {
-            device.rising.push(unit);
-        }
-        let source = self.sources.layers.get(layer as usize);
-        for part in source.into_iter().flat_map(|source| &source.parts) {
-            if grant.fill.contains(bit(part.part)) {
-                let slot = grant.slot.0;
-                copies.push(Upload { is_down: false, layer, part: part.part, host_slot, slot });
-                device.table.filled(unit, bit(part.part));
-                self.device_stats.get_or_insert_default().copied_bytes += part.slice_bytes as u64;
-            }
-        }
     }
 
     /// Asks the host for as many of the wanted experts as it has slots for; how many those were.
@@ -486,27 +411,5 @@ impl Streamer {
             }
             copies.push(upload);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_sides_end_soonest() {
-        let cost = |copy: f64, compute: f64| AssistCost {
-            copy_s_per_byte: copy / 1e9,
-            compute_s_per_byte: compute / 1e9,
-            fixed_s: 0.1,
-        };
-        let share = |copy, compute, n| cost(copy, compute).host_share(n, 1_000_000_000);
-        // Computing is hopeless, or all that makes sense.
-        assert_eq!([1, 2, 4].map(|n| share(1.0, 10.0, n)), [0, 0, 0]);
-        assert_eq!([1, 2, 4].map(|n| share(10.0, 1.0, n)), [1, 2, 4]);
-        // Both are as fast: half each, and what can't be halved is copied, which has no fixed cost.
-        assert_eq!([0, 1, 2, 3, 4].map(|n| share(1.0, 1.0, n)), [0, 0, 1, 1, 2]);
-        // For tiny experts asking costs more than it brings.
-        assert_eq!(cost(1.0, 0.5).host_share(4, 10_000), 0);
     }
 }

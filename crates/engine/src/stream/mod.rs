@@ -5,6 +5,7 @@
 //! move) and the memory of the compute device (where they go).
 
 mod ahead;
+mod assist;
 mod device;
 mod device_ring;
 mod reads;
@@ -24,7 +25,7 @@ use hypura_tier::{EarlyRouter, Parts, SlotState, SlotTable, TableSpec, TraceShap
 
 use ahead::Ahead;
 pub use ahead::AheadStats;
-pub(crate) use device::AssistCost;
+pub use assist::AssistCost;
 use device::Device;
 pub use device::DeviceStats;
 use device_ring::DeviceRing;

@@ -2,9 +2,11 @@
 //!
 //! One token's experts are independent rows until they are weighted and summed. For those that are
 //! not in the device's memory, the CPU computes `down(glu(gate x, up x))` from the slots in host
-//! memory, and its rows are written over those of the device's last product. The sum is the graph's
-//! own, in its order. The CPU rounds otherwise than the device, so the answer depends on which
-//! expert is where: it is the same for the same history, and off unless asked for.
+//! memory, and its rows are written over those of the device's last product. Or it computes `glu(gate
+//! x, up x)` while `down` is copied to the device, its rows are written over those that go into the
+//! last product, and the rest is copied when nobody waits for the link. The sum is the graph's own,
+//! in its order. The CPU rounds otherwise than the device, so the answer depends on which expert is
+//! where: it is the same for the same history, and off unless asked for.
 
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -14,10 +16,10 @@ use llama_cpp_sys_2 as sys;
 use super::super::compute::{Stop, status};
 use super::super::group::Stream;
 use super::super::passes::Descriptions;
-use super::super::{StreamKind, graph};
+use super::super::{HostShare, StreamKind, graph};
 use super::Walk;
 use super::stage::Pinned;
-use crate::abi::{Backend, TENSOR_FLAG_COMPUTE, Tensor};
+use crate::abi::{Backend, Dev, TENSOR_FLAG_COMPUTE, Tensor};
 use crate::cpu::cpu;
 use crate::threads::Threadpool;
 
@@ -31,7 +33,8 @@ pub(super) struct Assist {
     backend: Backend,
     /// The layer's input.
     input: Pinned,
-    /// The rows on their way to the device.
+    /// What is gated, and the last product's rows, on their way to the device.
+    gated: Pinned,
     rows: Pinned,
     /// What lies between.
     scratch: Pinned,
@@ -39,8 +42,8 @@ pub(super) struct Assist {
 }
 
 impl Assist {
-    /// `None` if there is no CPU backend.
-    pub(super) fn new(threads: &Arc<Threadpool>) -> Option<Assist> {
+    /// Beside `device`. `None` if there is no CPU backend.
+    pub(super) fn new(threads: &Arc<Threadpool>, device: Dev) -> Option<Assist> {
         let cpu = cpu()?;
         // SAFETY: a device of ggml's; the threads outlive the backend.
         unsafe {
@@ -52,8 +55,9 @@ impl Assist {
             (cpu.set_threadpool)(backend, threads.as_ptr());
             Some(Assist {
                 backend,
-                input: Pinned::new(cpu.device),
-                rows: Pinned::new(cpu.device),
+                input: Pinned::new(device),
+                gated: Pinned::new(device),
+                rows: Pinned::new(device),
                 scratch: Pinned::new(cpu.device),
                 _threads: Arc::clone(threads),
             })
@@ -78,9 +82,8 @@ pub(super) struct Shared {
     pub(super) glu: *mut Tensor,
     /// The last product's node.
     pub(super) down: usize,
-    /// Sorted.
-    pub(super) experts: Vec<u32>,
-    /// Their slots in host memory.
+    pub(super) share: HostShare,
+    /// Its experts' slots in host memory.
     pub(super) slots: Vec<u32>,
 }
 
@@ -158,7 +161,7 @@ impl Walk<'_> {
                 up,
                 glu,
                 down,
-                experts: Vec::new(),
+                share: HostShare::default(),
                 slots: Vec::new(),
             })
         }
@@ -174,8 +177,10 @@ impl Walk<'_> {
         };
         // SAFETY: the caller's promise.
         unsafe {
-            self.launch_to(shared.down + 1)?;
-            let Stream { memory, residency, scratch } = &mut *self.stream;
+            // The last product needs the gated rows, if there are any.
+            let is_divided = !shared.share.gated.is_empty();
+            self.launch_to(if is_divided { shared.down } else { shared.down + 1 })?;
+            let Stream { memory, residency, .. } = &mut *self.stream;
             let parts = memory.parts_of_layer(layer);
             residency.wait(layer, parts)?;
             let pool = |part| memory.pool_tensor(layer, part);
@@ -184,20 +189,23 @@ impl Walk<'_> {
                 return Err(Stop::Internal(format!("layer {layer} has no pool")));
             };
             let Some(assist) = &mut self.stage.assist else { return Ok(()) };
-            let row_bytes = assist.compute(&shared, (gate, up, down))?;
-            let node = self.nodes[shared.down];
-            for (k, id) in scratch.ids.iter().enumerate() {
-                let Ok(at) = shared.experts.binary_search(&id.unsigned_abs()) else { continue };
-                let row = assist.rows_at().add(at * row_bytes).cast();
-                let offset = k * (&(*node).nb)[1];
-                let inner = self.context.inner;
-                sys::ggml_backend_tensor_set_async(inner, node, row, offset, row_bytes);
+            let gated = assist.compute_gated(&shared, (gate, up))?;
+            if is_divided {
+                let n_whole = shared.share.whole.len();
+                self.write_rows(shared.glu, &shared.share.gated, gated.skip(n_whole));
+                self.launch_to(shared.down + 1)?;
             }
+            if !shared.share.whole.is_empty() {
+                let Some(assist) = &mut self.stage.assist else { return Ok(()) };
+                let rows = assist.compute_down(&shared, down)?;
+                self.write_rows(self.nodes[shared.down], &shared.share.whole, rows);
+            }
+            let residency = &mut self.stream.residency;
             let mut copies = std::mem::take(&mut self.stage.copies);
             copies.clear();
-            residency.admit(layer, &shared.experts, &shared.slots, &mut copies);
+            residency.admit(layer, &shared.share, &shared.slots, &mut copies);
             for copy in &copies {
-                super::begin(self.stage, memory, copy)?;
+                super::begin(self.stage, &self.stream.memory, copy)?;
             }
             if !copies.is_empty() {
                 self.stage.end_admission(layer);
@@ -206,21 +214,46 @@ impl Walk<'_> {
             Ok(())
         }
     }
+
+    /// Writes the rows of `experts` (sorted) over the device's, where the router chose them.
+    ///
+    /// # Safety
+    /// As [`super::graph`]; the node has one row for each choice.
+    unsafe fn write_rows(&self, node: *mut Tensor, experts: &[u32], rows: Computed) {
+        for (k, id) in self.stream.scratch.ids.iter().enumerate() {
+            let Ok(at) = experts.binary_search(&id.unsigned_abs()) else { continue };
+            // SAFETY: the caller's promise.
+            unsafe {
+                let row = rows.start.add(at * rows.row_bytes).cast();
+                let offset = k * (&(*node).nb)[1];
+                let inner = self.context.inner;
+                sys::ggml_backend_tensor_set_async(inner, node, row, offset, rows.row_bytes);
+            }
+        }
+    }
+}
+
+/// Rows in host memory, one after the other.
+#[derive(Clone, Copy)]
+struct Computed {
+    start: *const u8,
+    row_bytes: usize,
+}
+
+impl Computed {
+    /// Those behind the first `n`, of which there are as many.
+    fn skip(self, n: usize) -> Computed {
+        Computed { start: self.start.wrapping_add(n * self.row_bytes), ..self }
+    }
 }
 
 impl Assist {
-    fn rows_at(&self) -> *const u8 {
-        // SAFETY: the buffer was made when rows were computed into it.
-        unsafe { sys::ggml_backend_buffer_get_base(self.rows.buffer()).cast::<u8>() }
-    }
-
-    /// Computes the rows of the CPU's experts, one after the other; the bytes of one.
-    unsafe fn compute(
+    /// Computes `glu(gate x, up x)` of all experts of the CPU.
+    unsafe fn compute_gated(
         &mut self,
         shared: &Shared,
-        (gate, up, down): (*mut Tensor, *mut Tensor, *mut Tensor),
-    ) -> Result<usize, Stop> {
-        let failed = || Stop::Status(sys::GGML_STATUS_ALLOC_FAILED);
+        (gate, up): (*mut Tensor, *mut Tensor),
+    ) -> Result<Computed, Stop> {
         // SAFETY: pools and the read input are alive; what is described here gets memory of ours.
         unsafe {
             let ctx = Descriptions::new()?;
@@ -234,32 +267,78 @@ impl Assist {
             (*upped).op_params = (*shared.up).op_params;
             let glu = sys::ggml_glu_split(c, gated, upped, sys::ggml_get_glu_op(shared.glu));
             (*glu).op_params = (*shared.glu).op_params;
-            let rows = sys::ggml_mul_mat_id(c, down, glu, ids);
 
-            let between = [ids, gated, upped, glu];
-            let size = |t: *mut Tensor| sys::ggml_nbytes(t).next_multiple_of(64);
             self.scratch.clear();
-            let room = self.scratch.take(between.iter().map(|&t| size(t)).sum());
-            let mut at = room.ok_or_else(failed)?;
-            for tensor in between {
-                sys::ggml_backend_tensor_alloc(self.scratch.buffer(), tensor, at.cast());
-                at = at.add(size(tensor));
-            }
+            place(&mut self.scratch, &[ids, gated, upped])?;
             sys::ggml_backend_tensor_alloc(self.input.buffer(), x, shared.input.cast());
-            self.rows.clear();
-            let room = self.rows.take(sys::ggml_nbytes(rows)).ok_or_else(failed)?;
-            sys::ggml_backend_tensor_alloc(self.rows.buffer(), rows, room.cast());
-            let slots: Vec<i32> =
-                shared.slots.iter().map(|&slot| i32::try_from(slot).unwrap_or(0)).collect();
-            std::ptr::copy_nonoverlapping(slots.as_ptr(), (*ids).data.cast(), slots.len());
-
-            let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
-            for step in [gated, upped, glu, rows] {
-                (*step).flags |= TENSOR_FLAG_COMPUTE;
-                sys::ggml_graph_add_node(small, step);
-            }
-            status(sys::ggml_backend_graph_compute(self.backend, small))?;
-            Ok((&(*rows).nb)[1])
+            self.gated.clear();
+            place(&mut self.gated, &[glu])?;
+            write_ids(ids, &shared.slots);
+            self.run(c, &[gated, upped, glu])?;
+            Ok(Computed { start: (*glu).data.cast(), row_bytes: (&(*glu).nb)[1] })
         }
     }
+
+    /// Multiplies what was gated with the down projections of those experts that the CPU computes
+    /// whole.
+    unsafe fn compute_down(
+        &mut self,
+        shared: &Shared,
+        down: *mut Tensor,
+    ) -> Result<Computed, Stop> {
+        // SAFETY: as above; the gated rows of these experts are the first ones.
+        unsafe {
+            let ctx = Descriptions::new()?;
+            let c = ctx.as_ptr();
+            let slots = &shared.slots[..shared.share.whole.len()];
+            let n = i64::try_from(slots.len()).unwrap_or(0);
+            let x = sys::ggml_new_tensor_3d(c, sys::GGML_TYPE_F32, (&(*down).ne)[0], n, 1);
+            let ids = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, n, 1);
+            let rows = sys::ggml_mul_mat_id(c, down, x, ids);
+
+            let base = sys::ggml_backend_buffer_get_base(self.gated.buffer());
+            sys::ggml_backend_tensor_alloc(self.gated.buffer(), x, base);
+            self.scratch.clear();
+            place(&mut self.scratch, &[ids])?;
+            self.rows.clear();
+            place(&mut self.rows, &[rows])?;
+            write_ids(ids, slots);
+            self.run(c, &[rows])?;
+            Ok(Computed { start: (*rows).data.cast(), row_bytes: (&(*rows).nb)[1] })
+        }
+    }
+
+    /// Computes nodes, in their order.
+    unsafe fn run(&self, c: *mut sys::ggml_context, nodes: &[*mut Tensor]) -> Result<(), Stop> {
+        // SAFETY: described in `c`, with memory.
+        unsafe {
+            let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
+            for &node in nodes {
+                (*node).flags |= TENSOR_FLAG_COMPUTE;
+                sys::ggml_graph_add_node(small, node);
+            }
+            status(sys::ggml_backend_graph_compute(self.backend, small))
+        }
+    }
+}
+
+/// Gives tensors their memory, one after the other.
+unsafe fn place(memory: &mut Pinned, tensors: &[*mut Tensor]) -> Result<(), Stop> {
+    // SAFETY: described, and without memory.
+    unsafe {
+        let size = |t: *mut Tensor| sys::ggml_nbytes(t).next_multiple_of(64);
+        let room = memory.take(tensors.iter().map(|&t| size(t)).sum());
+        let mut at = room.ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?;
+        for &tensor in tensors {
+            sys::ggml_backend_tensor_alloc(memory.buffer(), tensor, at.cast());
+            at = at.add(size(tensor));
+        }
+        Ok(())
+    }
+}
+
+unsafe fn write_ids(ids: *mut Tensor, slots: &[u32]) {
+    let slots: Vec<i32> = slots.iter().map(|&slot| i32::try_from(slot).unwrap_or(0)).collect();
+    // SAFETY: a tensor in host memory of this length.
+    unsafe { std::ptr::copy_nonoverlapping(slots.as_ptr(), (*ids).data.cast(), slots.len()) };
 }

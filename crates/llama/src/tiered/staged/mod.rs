@@ -20,6 +20,7 @@ mod matrices;
 mod passes;
 mod stage;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -33,7 +34,7 @@ use super::compute::{self, Restore, STOPPED, Stop, Use, status};
 use super::device::BackendContext;
 use super::group::Stream;
 use super::predict::Router;
-use super::{Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
+use super::{HostShare, Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
 use crate::abi::{self, Graph, Tensor};
 
 /// Computes `graph` on the wrapped backend, without waiting for its end.
@@ -341,7 +342,7 @@ impl Walk<'_> {
                     self.ask_ahead(layer, n_used, x)?;
                 }
                 self.stage.compute_after_admission(self.context, layer);
-                let remapped = self.remap(layer, n_used, n_tokens)?;
+                let remapped = self.remap(layer, (n_used, n_tokens), Stage::set)?;
                 self.deferred = Some(layer);
                 self.layer = Some(Layer { remapped, ..Layer::new(layer, ids, true) });
                 return Ok(());
@@ -356,29 +357,38 @@ impl Walk<'_> {
             let mut remapped = std::ptr::null_mut();
             if fits {
                 if let Some(shared) = &mut shared {
-                    residency.host_share(layer, &scratch.needed, &mut shared.experts);
-                    let host = &shared.experts;
-                    scratch.needed.retain(|expert| host.binary_search(expert).is_err());
+                    residency.host_share(layer, &scratch.needed, &mut shared.share);
+                    let HostShare { whole, gated } = &shared.share;
+                    let is_in = |of: &[u32], expert: &u32| of.binary_search(expert).is_ok();
+                    scratch.needed.retain(|e| !is_in(whole, e) && !is_in(gated, e));
                 }
                 let slots = &mut scratch.slots;
                 residency.device_experts(layer, &scratch.needed, parts, slots)?;
-                let any = begin_uploads(self.stage, memory, residency.as_mut())?;
+                if let Some(Shared { share, .. }) = &shared {
+                    residency.device_experts(layer, &share.gated, 1 << assist::DOWN, slots)?;
+                    scratch.needed.extend(&share.gated);
+                    let all = scratch.needed.drain(..).zip(slots.drain(..));
+                    let all: BTreeMap<u32, u32> = all.collect();
+                    scratch.needed.extend(all.keys());
+                    slots.extend(all.values());
+                }
+                // Nothing that is under way reads the table, and behind the copies it would be late.
+                remapped = self.remap(layer, (n_used, n_tokens), Stage::set_ahead)?;
+                let Stream { memory, residency, .. } = &mut *self.stream;
+                begin_uploads(self.stage, memory, residency.as_mut())?;
                 // Before what waits for the copies.
                 if n_tokens == 1 {
                     self.ask_ahead(layer, n_used, x)?;
                 }
-                if any {
-                    self.stage.compute_after_copies(self.context);
-                }
+                self.stage.compute_after_copies(self.context);
                 self.stage.compute_after_admission(self.context, layer);
                 let residency = &mut self.stream.residency;
-                if let Some(shared) = &mut shared {
-                    let Shared { experts, slots, .. } = shared;
-                    residency.experts(layer, experts, parts, slots)?;
+                if let Some(Shared { share, slots, .. }) = &mut shared {
+                    let experts: Vec<u32> = share.experts().collect();
+                    residency.experts(layer, &experts, parts, slots)?;
                 }
-                remapped = self.remap(layer, n_used, n_tokens)?;
             }
-            let shared = shared.filter(|shared| fits && !shared.experts.is_empty());
+            let shared = shared.filter(|shared| fits && !shared.share.is_empty());
             self.layer = Some(Layer { remapped, shared, ..Layer::new(layer, ids, fits) });
             Ok(())
         }
@@ -402,8 +412,8 @@ impl Walk<'_> {
     unsafe fn remap(
         &mut self,
         layer: u32,
-        n_used: usize,
-        n_tokens: usize,
+        (n_used, n_tokens): (usize, usize),
+        set: unsafe fn(&mut Stage, &BackendContext, *mut Tensor, &[i32]) -> Result<(), Stop>,
     ) -> Result<*mut Tensor, Stop> {
         let Stream { memory, scratch, .. } = &mut *self.stream;
         let front =
@@ -414,9 +424,9 @@ impl Walk<'_> {
         }
         scratch.remapped.clear();
         for id in &scratch.ids {
-            // What the CPU computes takes any slot here: its row is written over.
-            let at = scratch.needed.binary_search(&id.unsigned_abs()).unwrap_or(0);
-            let slot = scratch.slots.get(at).copied().unwrap_or(0);
+            // What the CPU computes whole takes any slot here: its row is written over.
+            let at = scratch.needed.binary_search(&id.unsigned_abs()).ok();
+            let slot = at.and_then(|at| scratch.slots.get(at)).copied().unwrap_or(0);
             scratch.remapped.push(i32::try_from(slot).unwrap_or(0));
         }
         // SAFETY: the table is the front's; it has room for as many ids as a micro-batch has.
@@ -427,42 +437,21 @@ impl Walk<'_> {
                 return Err(too_many());
             }
             graph::reshape(table, n_used, n_tokens);
-            self.stage.set(self.context, table, &scratch.remapped)?;
+            set(self.stage, self.context, table, &scratch.remapped)?;
             Ok(table)
         }
     }
 }
 
-/// Puts the copies that were asked for into the copy stream, and lets the compute stream wait for
-/// them.
+/// Puts the copies that were asked for into the copy stream.
 ///
 /// # Safety
 /// The slots that are copied to are read by nothing that is still to be computed.
-unsafe fn upload(
-    context: &BackendContext,
-    stage: &mut Stage,
-    memory: &StreamMemory,
-    residency: &mut dyn Residency,
-) -> Result<(), Stop> {
-    // SAFETY: the caller's promise; live backends and an event of their device.
-    unsafe {
-        if begin_uploads(stage, memory, residency)? {
-            stage.compute_after_copies(context);
-        }
-    }
-    Ok(())
-}
-
-/// As [`upload`], without letting the compute stream wait; whether there are any.
-///
-/// # Safety
-/// As [`upload`].
 unsafe fn begin_uploads(
     stage: &mut Stage,
     memory: &StreamMemory,
     residency: &mut dyn Residency,
-) -> Result<bool, Stop> {
-    let mut any = false;
+) -> Result<(), Stop> {
     let mut copies = std::mem::take(&mut stage.copies);
     let result = loop {
         copies.clear();
@@ -473,7 +462,6 @@ unsafe fn begin_uploads(
         for copy in &copies {
             // SAFETY: the caller's promise.
             unsafe { begin(stage, memory, copy)? };
-            any = true;
         }
         match more {
             Uploads::Done => break Ok(()),
@@ -486,13 +474,13 @@ unsafe fn begin_uploads(
         }
     };
     stage.copies = copies;
-    result.map(|()| any)
+    result
 }
 
 /// Puts one copy into the copy stream.
 ///
 /// # Safety
-/// As [`upload`].
+/// As [`begin_uploads`].
 unsafe fn begin(stage: &Stage, memory: &StreamMemory, copy: &Upload) -> Result<(), Stop> {
     let lost = || Stop::Internal(format!("a copy to no slot: {copy:?}"));
     let from = memory.host_slot(copy.layer, copy.part, copy.host_slot).ok_or_else(lost)?;

@@ -4,7 +4,9 @@
 //! gathered and scattered: `get_rows -> mul_mat_id -> set_rows`. Here a group takes at most half of
 //! the slots, so that the next one's bytes are copied while it is computed, and nothing is waited
 //! for: the copy stream waits for the group before the last one, whose slots it overwrites, and the
-//! compute stream for the copies.
+//! compute stream for the copies. A group's tables go before its experts in the copy stream. In the
+//! compute stream they would wait for its experts, and then, in the device's copy engine, for those
+//! of the next group.
 //!
 //! Where nothing lies between a layer's products but the gate, all of them are done for a group
 //! before the next one, `down(glu(gate x, up x))`: product by product, the slots would be given away
@@ -21,7 +23,7 @@ use super::super::device::BackendContext;
 use super::super::graph;
 use super::super::group::Stream;
 use super::super::passes::{Descriptions, PassScratch, place_views};
-use super::{Stage, upload};
+use super::{Stage, begin_uploads};
 use crate::abi::{self, Tensor};
 
 use rows::{Routed, Rows};
@@ -141,11 +143,13 @@ pub(super) unsafe fn run(
                 residency.device_release(layer, &old);
             }
             residency.device_experts(layer, &groups[i % 2], parts, &mut slots)?;
-            upload(context, stage, memory, residency.as_mut())?;
             let divisor = if graph::dim(job.steps.input(), 1) == 1 { job.n_used } else { 1 };
             rows.gather(&routed, divisor, &groups[i % 2], &slots);
             rows.arrange(job.n_tokens, !context.device.is_cpu);
-            launch_group(context, stage, job, input, &rows)?;
+            let tables = Tables::new(context, stage, &rows, i)?;
+            begin_uploads(stage, memory, residency.as_mut())?;
+            stage.compute_after_copies(context);
+            launch_group(context, stage, job, input, &rows, &tables)?;
             stage.end_group(context, i);
         }
     }
@@ -195,16 +199,60 @@ unsafe fn keep_input(
     }
 }
 
+/// Where a group's rows come from, which slots they are multiplied with, and where they go.
+struct Tables {
+    _ctx: Descriptions,
+    source: *mut Tensor,
+    slots: *mut Tensor,
+    target: *mut Tensor,
+}
+
+impl Tables {
+    /// Writes those of group `i` in the order of the copy stream.
+    ///
+    /// # Safety
+    /// As [`run`]; copies wait for group `i - 2`, and the compute stream will wait for this one.
+    unsafe fn new(
+        context: &BackendContext,
+        stage: &mut Stage,
+        rows: &Rows,
+        i: usize,
+    ) -> Result<Tables, Stop> {
+        // SAFETY: the caller's promise; tensors have memory when they are written.
+        unsafe {
+            let ctx = Descriptions::new()?;
+            let c = ctx.as_ptr();
+            let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+            let (p, abreast) = (len(rows.slots.len()), len(rows.abreast()));
+            let source = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, p);
+            let slots = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, abreast, p / abreast);
+            let target = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I64, p);
+            let all = [source, slots, target];
+            // A larger buffer takes the place of one that a group under way may still use.
+            if !stage.tables_of[i % 2].fits(context, &all) {
+                stage.synchronize(context);
+            }
+            stage.tables_of[i % 2].place(context, &all)?;
+            stage.set_ahead(context, source, &rows.source)?;
+            stage.set_ahead(context, slots, &rows.slots)?;
+            stage.set_ahead(context, target, &rows.target)?;
+            Ok(Tables { _ctx: ctx, source, slots, target })
+        }
+    }
+}
+
 /// Puts one group into the compute stream.
 ///
 /// # Safety
-/// As [`run`]; the group's experts are in their slots before the stream comes to it.
+/// As [`run`]; the group's experts are in their slots, and its tables written, before the stream
+/// comes to it.
 unsafe fn launch_group(
     context: &BackendContext,
     stage: &mut Stage,
     job: &Job,
     x: *mut Tensor,
     rows: &Rows,
+    tables: &Tables,
 ) -> Result<(), Stop> {
     // SAFETY: all tensors are alive; `x` and `node` are contiguous (checked).
     unsafe {
@@ -226,12 +274,9 @@ unsafe fn launch_group(
         let n_inputs = len(graph::dim(x, 1) * job.n_tokens);
         let n_outputs = len(job.n_used * job.n_tokens);
 
-        let source_rows = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, p);
-        let slots = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, abreast, columns);
-        let target_rows = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I64, p);
         let inputs = sys::ggml_view_2d(c, x, n_in, n_inputs, (&(*x).nb)[1], 0);
         let outputs = sys::ggml_view_2d(c, node, n_out, n_outputs, (&(*node).nb)[1], 0);
-        let gathered = sys::ggml_get_rows(c, inputs, source_rows);
+        let gathered = sys::ggml_get_rows(c, inputs, tables.source);
         let gathered3 = sys::ggml_reshape_3d(c, gathered, n_in, abreast, columns);
         // CUDA divides its blocks among all matrices that it is given, used or not.
         let multiply = |of: &Product, rows: *mut Tensor| {
@@ -239,11 +284,11 @@ unsafe fn launch_group(
             let (first, n) = (of_slots.start as usize, i64::from(of_slots.end - of_slots.start));
             let part = sys::ggml_view_3d(c, of.slots, ne[0], ne[1], n, nb[1], nb[2], first * nb[2]);
             place_views(&[part]);
-            let product = sys::ggml_mul_mat_id(c, part, rows, slots);
+            let product = sys::ggml_mul_mat_id(c, part, rows, tables.slots);
             (*product).op_params = (*of.node).op_params;
             product
         };
-        let mut owners = vec![source_rows, slots, target_rows, gathered];
+        let mut owners = vec![gathered];
         let mut steps = vec![inputs, outputs, gathered, gathered3];
         let product = match &job.steps {
             Steps::One(of) => multiply(of, gathered3),
@@ -258,7 +303,7 @@ unsafe fn launch_group(
         };
         owners.push(product);
         let product2 = sys::ggml_reshape_2d(c, product, n_out, p);
-        let scattered = sys::ggml_set_rows(c, outputs, product2, target_rows);
+        let scattered = sys::ggml_set_rows(c, outputs, product2, tables.target);
         steps.extend([product, product2, scattered]);
 
         // A larger buffer takes the place of one that a group under way may still use.
@@ -267,9 +312,6 @@ unsafe fn launch_group(
         }
         stage.pass.place(context, &owners)?;
         place_views(&[inputs, outputs, gathered3, product2, scattered]);
-        stage.set(context, source_rows, &rows.source)?;
-        stage.set(context, slots, &rows.slots)?;
-        stage.set(context, target_rows, &rows.target)?;
 
         let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
         for step in steps {

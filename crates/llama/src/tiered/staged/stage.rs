@@ -52,6 +52,8 @@ pub(in super::super) struct Stage {
     pub(super) ahead: Ahead,
     /// Between the products of a pass.
     pub(super) pass: PassScratch,
+    /// The tables of the groups of a pass, in turn.
+    pub(super) tables_of: [PassScratch; 2],
     /// The input of several passes, where theirs is written over.
     pub(super) kept: PassScratch,
 }
@@ -86,12 +88,13 @@ impl Stage {
                 admitted: Vec::new(),
                 spare: Vec::new(),
                 inner,
-                assist: helpers.and_then(Assist::new),
+                assist: helpers.and_then(|threads| Assist::new(threads, inner)),
                 copies: Vec::new(),
                 matrices: Vec::new(),
                 zeros: Pinned::new(inner),
                 ahead: Ahead::new(inner),
                 pass: PassScratch::default(),
+                tables_of: Default::default(),
                 kept: PassScratch::default(),
             })
         }
@@ -237,6 +240,18 @@ impl Stage {
         usize::try_from(serial % MATRICES_MAX as u64).unwrap_or(0)
     }
 
+    /// Waits until both streams have done what they were given.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn synchronize(&self, context: &BackendContext) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            sys::ggml_backend_synchronize(self.copier);
+            sys::ggml_backend_synchronize(context.inner);
+        }
+    }
+
     /// Writes a table of the device in the order of the compute stream.
     ///
     /// # Safety
@@ -247,12 +262,39 @@ impl Stage {
         tensor: *mut Tensor,
         values: &[T],
     ) -> Result<(), Stop> {
+        // SAFETY: the caller's promise.
+        unsafe { self.set_in(context.inner, context, tensor, values) }
+    }
+
+    /// Writes a table of the device in the order of the copy stream: before the copies that begin
+    /// from now on.
+    ///
+    /// # Safety
+    /// As [`Stage::set`]; the compute stream waits for the copies before the context is next waited
+    /// for.
+    pub(super) unsafe fn set_ahead<T: Copy>(
+        &mut self,
+        context: &BackendContext,
+        tensor: *mut Tensor,
+        values: &[T],
+    ) -> Result<(), Stop> {
+        // SAFETY: the caller's promise.
+        unsafe { self.set_in(self.copier, context, tensor, values) }
+    }
+
+    unsafe fn set_in<T: Copy>(
+        &mut self,
+        stream: Backend,
+        context: &BackendContext,
+        tensor: *mut Tensor,
+        values: &[T],
+    ) -> Result<(), Stop> {
         let bytes = std::mem::size_of_val(values);
         let at = match self.tables.take(bytes) {
             Some(at) => at,
             None => {
-                // SAFETY: a live backend; afterwards nothing that was written is under way.
-                unsafe { sys::ggml_backend_synchronize(context.inner) };
+                // SAFETY: live backends; afterwards nothing that was written is under way.
+                unsafe { self.synchronize(context) };
                 self.tables.clear();
                 self.tables.take(bytes).ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?
             }
@@ -260,7 +302,7 @@ impl Stage {
         // SAFETY: the caller's promise; `at` has room.
         unsafe {
             std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), at, bytes);
-            sys::ggml_backend_tensor_set_async(context.inner, tensor, at.cast(), 0, bytes);
+            sys::ggml_backend_tensor_set_async(stream, tensor, at.cast(), 0, bytes);
         }
         Ok(())
     }
