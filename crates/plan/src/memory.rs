@@ -225,9 +225,10 @@ impl Widths {
     }
 
     /// On a GPU a group of experts is done from the gathered rows to the last product: twice as many
-    /// rows as there are tokens (`staged/passes/rows.rs` in `hypura-llama`).
+    /// rows as there are tokens (`staged/passes/rows.rs` in `hypura-llama`). Two groups have tables,
+    /// of 16 bytes for a row.
     fn group_bytes(&self, n_ubatch: u64) -> u64 {
-        let row = product([self.ff_expert, 3]).saturating_add(product([self.n_embd, 2]));
+        let row = total([product([self.ff_expert, 3]), product([self.n_embd, 2]), 2 * 4]);
         let rows = n_ubatch.saturating_mul(2).max(GROUP_ROWS_MIN);
         product([rows, row, 4])
     }

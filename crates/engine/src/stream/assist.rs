@@ -119,9 +119,16 @@ impl Streamer {
         let source = self.sources.layers.get(layer as usize);
         for part in source.into_iter().flat_map(|source| &source.parts) {
             if grant.fill.contains(bit(part.part)) {
-                let slot = grant.slot.0;
-                copies.push(Upload { is_down: false, layer, part: part.part, host_slot, slot });
-                device.table.filled(unit, bit(part.part));
+                let (part_index, slot) = (part.part, grant.slot.0);
+                copies.push(Upload {
+                    is_down: false,
+                    layer,
+                    expert,
+                    part: part_index,
+                    host_slot,
+                    slot,
+                });
+                device.table.filled(unit, bit(part_index));
                 self.device_stats.get_or_insert_default().copied_bytes += part.slice_bytes as u64;
             }
         }

@@ -66,8 +66,6 @@ pub(super) struct Device {
     wanted: VecDeque<Wanted>,
     /// Asked of the host: one entry per part.
     coming: Vec<Upload>,
-    /// Experts of those.
-    coming_experts: Vec<u32>,
     /// Copies to host memory that are still to be made.
     pub(super) down: Vec<Upload>,
     /// Copies by a guess that are still to be made, and guesses that are to be judged.
@@ -87,6 +85,10 @@ struct Wanted {
     unit: UnitId,
     slot: u32,
     parts: Parts,
+}
+
+fn unit_of(upload: Upload) -> UnitId {
+    UnitId { layer: upload.layer, expert: upload.expert }
 }
 
 impl Device {
@@ -111,7 +113,6 @@ impl Device {
             table,
             wanted: VecDeque::new(),
             coming: Vec::new(),
-            coming_experts: Vec::new(),
             down: Vec::new(),
             guessed: Vec::new(),
             guesses: Vec::new(),
@@ -126,8 +127,7 @@ impl Device {
     /// After an interruption: what was granted and not copied is not there.
     pub(super) fn come_to_rest(&mut self) {
         let wanted = self.wanted.drain(..).map(|wanted| wanted.unit);
-        let coming = self.coming.drain(..).zip(self.coming_experts.drain(..));
-        let coming = coming.map(|(upload, expert)| UnitId { layer: upload.layer, expert });
+        let coming = self.coming.drain(..).map(unit_of);
         for unit in wanted.chain(coming) {
             self.table.abandon(unit);
         }
@@ -170,7 +170,8 @@ impl Streamer {
             for part in &source.parts {
                 let (part, bytes) = (part.part, part.slice_bytes as u64);
                 let (host_slot, slot) = (host_slot.0, grant.slot.0);
-                device.guessed.push(Upload { is_down: false, layer, part, host_slot, slot });
+                let upload = Upload { is_down: false, layer, expert, part, host_slot, slot };
+                device.guessed.push(upload);
                 device.table.filled(unit, bit(part));
                 self.device_stats.get_or_insert_default().copied_bytes += bytes;
             }
@@ -243,10 +244,10 @@ impl Streamer {
             let grant = table.speculate(unit, Parts::ALL, Claim::Warmer);
             let Some(host_slot) = grant.map(|grant| grant.slot.0) else { continue };
             device.sinking.push(unit);
-            let UnitId { layer, .. } = unit;
+            let UnitId { layer, expert } = unit;
             for part in &source.parts {
                 let (part, slot) = (part.part, slot.0);
-                device.down.push(Upload { is_down: true, layer, part, host_slot, slot });
+                device.down.push(Upload { is_down: true, layer, expert, part, host_slot, slot });
             }
         }
         device.victims = victims;
@@ -332,11 +333,11 @@ impl Streamer {
                     device.coming.push(Upload {
                         is_down: false,
                         layer,
+                        expert,
                         part: part.part,
                         host_slot,
                         slot,
                     });
-                    device.coming_experts.push(expert);
                 }
             }
         }
@@ -368,10 +369,8 @@ impl Streamer {
                 return Ok(Uploads::Full);
             }
             let Some(device) = &self.device else { return Ok(Uploads::Done) };
-            let first = device.coming.first().zip(device.coming_experts.first());
-            let Some((first, &expert)) = first else { continue };
-            let unit = UnitId { layer: first.layer, expert };
-            let part = bit(first.part);
+            let Some(&first) = device.coming.first() else { continue };
+            let (unit, part) = (unit_of(first), bit(first.part));
             let is_there = |table: &SlotTable| {
                 table.lookup(unit).is_some_and(|(_, ready)| ready.contains(part))
             };
@@ -389,17 +388,14 @@ impl Streamer {
     fn take_arrived(&mut self, copies: &mut Vec<Upload>) {
         let (Some(device), Some(table)) = (&mut self.device, &self.table) else { return };
         let mut i = 0;
-        while let (Some(&upload), Some(&expert)) =
-            (device.coming.get(i), device.coming_experts.get(i))
-        {
-            let unit = UnitId { layer: upload.layer, expert };
+        while let Some(&upload) = device.coming.get(i) {
+            let unit = unit_of(upload);
             let ready = table.lookup(unit).map_or(Parts::EMPTY, |(_, ready)| ready);
             if !ready.contains(bit(upload.part)) {
                 i += 1;
                 continue;
             }
             device.coming.remove(i);
-            device.coming_experts.remove(i);
             let source = self.sources.layers.get(upload.layer as usize);
             let part = source.and_then(|s| s.parts.iter().find(|p| p.part == upload.part));
             self.device_stats.get_or_insert_default().copied_bytes +=

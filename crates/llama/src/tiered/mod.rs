@@ -285,6 +285,8 @@ pub struct Upload {
     pub is_down: bool,
     /// The expert layer.
     pub layer: u32,
+    /// Which expert.
+    pub expert: u32,
     /// Which part.
     pub part: PartIndex,
     /// The slot in host memory.

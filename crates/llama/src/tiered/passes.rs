@@ -294,12 +294,24 @@ impl PassScratch {
         context: &BackendContext,
         tensors: &[*mut Tensor],
     ) -> Result<(), Stop> {
+        // SAFETY: the caller's promise.
+        unsafe { self.place_of(context, tensors, (1, 1)) }
+    }
+
+    /// As [`PassScratch::place`], for a part of what may come: a buffer that grows has room for all.
+    pub(super) unsafe fn place_of(
+        &mut self,
+        context: &BackendContext,
+        tensors: &[*mut Tensor],
+        (part, all): (usize, usize),
+    ) -> Result<(), Stop> {
         // SAFETY: the tensors are described and have no memory yet; no computation uses the old
         // buffer any more.
         unsafe {
             let buft = sys::ggml_backend_dev_buffer_type(context.device.inner);
             let wanted: usize = tensors.iter().map(|&t| placed_bytes(buft, t)).sum();
             if self.buffer.is_none_or(|(_, have)| have < wanted) {
+                let wanted = wanted.div_ceil(part.max(1)) * all.max(part);
                 if let Some((old, _)) = self.buffer.take() {
                     sys::ggml_backend_buffer_free(old);
                 }

@@ -18,6 +18,7 @@ mod ahead;
 mod assist;
 mod matrices;
 mod passes;
+mod remap;
 mod stage;
 
 use std::collections::BTreeMap;
@@ -128,12 +129,21 @@ struct Walk<'a> {
     layer: Option<Layer>,
     /// Whether matrices pass through the ring: then nodes read other addresses each time.
     has_matrices: bool,
-    /// A layer whose experts were all there: it was launched first, and is to be booked.
-    deferred: Option<u32>,
+    /// What is still to be told of the choice of the last layer, while the device computes it.
+    deferred: Option<(u32, Deferred)>,
     uses: &'a [Use],
     routers: Option<Vec<(u32, Option<Router>)>>,
     /// What the next layer will probably need.
     asked: Option<Asked>,
+}
+
+/// What can wait until a layer is launched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deferred {
+    /// Everything: its experts were all there.
+    Booking,
+    /// What it chose, for later choices.
+    Noting,
 }
 
 /// The expert layer that the walk is in.
@@ -318,22 +328,26 @@ impl Walk<'_> {
         // SAFETY: as `run`; `ids` is alive and computed before what we read of it.
         unsafe {
             self.launch_to(i)?;
+            let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
+            let (weights, x) = ((*self.nodes[i]).src[0], (*self.nodes[i]).src[1]);
+            let shape = (graph::dim(weights, 2), n_used, n_tokens);
+            // While the device computes.
+            self.book()?;
+            self.copy_ahead(layer)?;
+            if n_tokens == 1 {
+                self.look_up(layer, ids, shape.0)?;
+            }
             let bytes = sys::ggml_nbytes(ids);
             let raw = self.stage.raw(bytes)?;
             sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
             let mut shared = self.read_input(layer, ids)?;
-            // While the device computes.
-            self.book()?;
-            self.copy_ahead(layer)?;
             self.wait();
-            let x = (*self.nodes[i]).src[1];
             let raw = std::slice::from_raw_parts(raw, bytes);
             let Stream { memory, residency, scratch } = &mut *self.stream;
             graph::table(ids, raw, &mut scratch.ids);
             if scratch.ids.iter().any(|&id| id < 0) {
                 return Err(Stop::Internal(format!("layer {layer} has a negative expert")));
             }
-            let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
             scratch.find_needed();
             let parts = memory.parts_of_layer(layer);
             scratch.slots.clear();
@@ -342,8 +356,8 @@ impl Walk<'_> {
                     self.ask_ahead(layer, n_used, x)?;
                 }
                 self.stage.compute_after_admission(self.context, layer);
-                let remapped = self.remap(layer, (n_used, n_tokens), Stage::set)?;
-                self.deferred = Some(layer);
+                let remapped = self.remap(layer, shape, Stage::set)?;
+                self.deferred = Some((layer, Deferred::Booking));
                 self.layer = Some(Layer { remapped, ..Layer::new(layer, ids, true) });
                 return Ok(());
             }
@@ -352,7 +366,7 @@ impl Walk<'_> {
             residency.routed(layer, routing);
             let fits = scratch.needed.len() <= residency.device_capacity(layer);
             if fits {
-                residency.note_routing(layer, routing);
+                self.deferred = Some((layer, Deferred::Noting));
             }
             let mut remapped = std::ptr::null_mut();
             if fits {
@@ -373,7 +387,7 @@ impl Walk<'_> {
                     slots.extend(all.values());
                 }
                 // Nothing that is under way reads the table, and behind the copies it would be late.
-                remapped = self.remap(layer, (n_used, n_tokens), Stage::set_ahead)?;
+                remapped = self.remap(layer, shape, Stage::set_ahead)?;
                 let Stream { memory, residency, .. } = &mut *self.stream;
                 begin_uploads(self.stage, memory, residency.as_mut())?;
                 // Before what waits for the copies.
@@ -394,52 +408,23 @@ impl Walk<'_> {
         }
     }
 
-    /// Books the choice of a layer that was launched at once.
+    /// Books the choice of a layer that was launched.
     fn book(&mut self) -> Result<(), Stop> {
-        let (Some(layer), Some(state)) = (self.deferred.take(), &self.layer) else { return Ok(()) };
+        let deferred = self.deferred.take().zip(self.layer.as_ref());
+        let Some(((layer, what), state)) = deferred else { return Ok(()) };
         let Stream { memory, residency, scratch } = &mut *self.stream;
-        residency.computed();
         let routing = Routing { ids: &scratch.ids, n_used: state.n_used };
+        if what == Deferred::Noting {
+            residency.note_routing(layer, routing);
+            return Ok(());
+        }
+        residency.computed();
         residency.routed(layer, routing);
         residency.note_routing(layer, routing);
         scratch.slots.clear();
         let parts = memory.parts_of_layer(layer);
         residency.device_experts(layer, &scratch.needed, parts, &mut scratch.slots)?;
         Ok(())
-    }
-
-    /// Tells the device which slot each expert of the choice has.
-    unsafe fn remap(
-        &mut self,
-        layer: u32,
-        (n_used, n_tokens): (usize, usize),
-        set: unsafe fn(&mut Stage, &BackendContext, *mut Tensor, &[i32]) -> Result<(), Stop>,
-    ) -> Result<*mut Tensor, Stop> {
-        let Stream { memory, scratch, .. } = &mut *self.stream;
-        let front =
-            memory.front(self.stage.device).ok_or_else(|| Stop::Internal("no slots".into()))?;
-        let too_many = || Stop::Internal("too many ids".into());
-        if scratch.slots.iter().any(|&slot| slot >= front.n_slots(layer)) {
-            return Err(Stop::Internal(format!("layer {layer} got a slot that is not")));
-        }
-        scratch.remapped.clear();
-        for id in &scratch.ids {
-            // What the CPU computes whole takes any slot here: its row is written over.
-            let at = scratch.needed.binary_search(&id.unsigned_abs()).ok();
-            let slot = at.and_then(|at| scratch.slots.get(at)).copied().unwrap_or(0);
-            scratch.remapped.push(i32::try_from(slot).unwrap_or(0));
-        }
-        // SAFETY: the table is the front's; it has room for as many ids as a micro-batch has.
-        unsafe {
-            let table = front.ids(layer).ok_or_else(too_many)?;
-            let buffer_bytes = sys::ggml_backend_buffer_get_size((*table).buffer);
-            if scratch.remapped.len() * 4 > buffer_bytes {
-                return Err(too_many());
-            }
-            graph::reshape(table, n_used, n_tokens);
-            set(self.stage, self.context, table, &scratch.remapped)?;
-            Ok(table)
-        }
     }
 }
 

@@ -146,7 +146,7 @@ pub(super) unsafe fn run(
             let divisor = if graph::dim(job.steps.input(), 1) == 1 { job.n_used } else { 1 };
             rows.gather(&routed, divisor, &groups[i % 2], &slots);
             rows.arrange(job.n_tokens, !context.device.is_cpu);
-            let tables = Tables::new(context, stage, &rows, i)?;
+            let tables = Tables::new(context, stage, &rows, (i, job.n_tokens))?;
             begin_uploads(stage, memory, residency.as_mut())?;
             stage.compute_after_copies(context);
             launch_group(context, stage, job, input, &rows, &tables)?;
@@ -216,7 +216,7 @@ impl Tables {
         context: &BackendContext,
         stage: &mut Stage,
         rows: &Rows,
-        i: usize,
+        (i, n_tokens): (usize, usize),
     ) -> Result<Tables, Stop> {
         // SAFETY: the caller's promise; tensors have memory when they are written.
         unsafe {
@@ -232,7 +232,8 @@ impl Tables {
             if !stage.tables_of[i % 2].fits(context, &all) {
                 stage.synchronize(context);
             }
-            stage.tables_of[i % 2].place(context, &all)?;
+            let rows_of_all = (rows.slots.len(), rows::rows_max(n_tokens));
+            stage.tables_of[i % 2].place_of(context, &all, rows_of_all)?;
             stage.set_ahead(context, source, &rows.source)?;
             stage.set_ahead(context, slots, &rows.slots)?;
             stage.set_ahead(context, target, &rows.target)?;
@@ -310,7 +311,7 @@ unsafe fn launch_group(
         if !stage.pass.fits(context, &owners) {
             sys::ggml_backend_synchronize(context.inner);
         }
-        stage.pass.place(context, &owners)?;
+        stage.pass.place_of(context, &owners, (n_rows, rows::rows_max(job.n_tokens)))?;
         place_views(&[inputs, outputs, gathered3, product2, scattered]);
 
         let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);

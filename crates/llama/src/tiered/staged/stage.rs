@@ -11,6 +11,7 @@ use super::super::passes::PassScratch;
 use super::super::{MatrixUpload, Upload};
 use super::ahead::Ahead;
 use super::assist::Assist;
+use super::remap::SlotTables;
 use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
 use crate::threads::Threadpool;
 
@@ -50,6 +51,7 @@ pub(in super::super) struct Stage {
     pub(super) matrices: Vec<MatrixUpload>,
     zeros: Pinned,
     pub(super) ahead: Ahead,
+    pub(super) slot_tables: SlotTables,
     /// Between the products of a pass.
     pub(super) pass: PassScratch,
     /// The tables of the groups of a pass, in turn.
@@ -93,6 +95,7 @@ impl Stage {
                 matrices: Vec::new(),
                 zeros: Pinned::new(inner),
                 ahead: Ahead::new(inner),
+                slot_tables: SlotTables::default(),
                 pass: PassScratch::default(),
                 tables_of: Default::default(),
                 kept: PassScratch::default(),
@@ -141,6 +144,11 @@ impl Stage {
                 self.admitted.push((layer, event));
             }
         }
+    }
+
+    /// Whether copies may be under way that nobody waited for.
+    pub(super) fn has_admitted(&self) -> bool {
+        !self.admitted.is_empty()
     }
 
     /// What is launched from now on waits for copies that were admitted to this layer.
