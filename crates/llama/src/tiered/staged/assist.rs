@@ -84,7 +84,13 @@ pub(super) struct Shared {
     pub(super) down: usize,
     pub(super) share: HostShare,
     /// Its experts' slots in host memory.
-    pub(super) slots: Vec<u32>,
+    slots: Vec<u32>,
+    /// What is gated of them, once it is computed.
+    gated: Option<Computed>,
+}
+
+fn no_pool(layer: u32) -> Stop {
+    Stop::Internal(format!("layer {layer} has no pool"))
 }
 
 impl Walk<'_> {
@@ -163,42 +169,55 @@ impl Walk<'_> {
                 down,
                 share: HostShare::default(),
                 slots: Vec::new(),
+                gated: None,
             })
         }
     }
 
-    /// Launches the layer's products, computes the CPU's share meanwhile, and writes its rows.
+    /// Computes what is gated of the CPU's share, while what the device lacks is copied to it.
     ///
     /// # Safety
-    /// As [`super::graph`]; the walk is at the layer's last product.
+    /// As [`super::graph`]; the layer's input is there.
+    pub(super) unsafe fn begin_shared(
+        &mut self,
+        layer: u32,
+        shared: &mut Shared,
+    ) -> Result<(), Stop> {
+        let Stream { memory, residency, .. } = &mut *self.stream;
+        let parts = memory.parts_of_layer(layer);
+        let experts: Vec<u32> = shared.share.experts().collect();
+        residency.experts(layer, &experts, parts, &mut shared.slots)?;
+        residency.wait(layer, parts)?;
+        let pools = (memory.pool_tensor(layer, GATE), memory.pool_tensor(layer, UP));
+        let (Some(gate), Some(up)) = pools else { return Err(no_pool(layer)) };
+        let Some(assist) = &mut self.stage.assist else { return Ok(()) };
+        // SAFETY: the caller's promise; pools are alive, and the experts are in their slots.
+        shared.gated = Some(unsafe { assist.compute_gated(shared, (gate, up))? });
+        Ok(())
+    }
+
+    /// Launches the layer's last product, and writes the CPU's rows.
+    ///
+    /// # Safety
+    /// As [`super::graph`]; the walk is at the layer's last product, and what comes before it is
+    /// launched.
     pub(super) unsafe fn finish_shared(&mut self, layer: u32) -> Result<(), Stop> {
         let Some(shared) = self.layer.as_mut().and_then(|layer| layer.shared.take()) else {
             return Ok(());
         };
+        let HostShare { whole, gated } = &shared.share;
         // SAFETY: the caller's promise.
         unsafe {
-            // The last product needs the gated rows, if there are any.
-            let is_divided = !shared.share.gated.is_empty();
-            self.launch_to(if is_divided { shared.down } else { shared.down + 1 })?;
-            let Stream { memory, residency, .. } = &mut *self.stream;
-            let parts = memory.parts_of_layer(layer);
-            residency.wait(layer, parts)?;
-            let pool = |part| memory.pool_tensor(layer, part);
-            let pools = (pool(GATE), pool(UP), pool(DOWN));
-            let (Some(gate), Some(up), Some(down)) = pools else {
-                return Err(Stop::Internal(format!("layer {layer} has no pool")));
-            };
-            let Some(assist) = &mut self.stage.assist else { return Ok(()) };
-            let gated = assist.compute_gated(&shared, (gate, up))?;
-            if is_divided {
-                let n_whole = shared.share.whole.len();
-                self.write_rows(shared.glu, &shared.share.gated, gated.skip(n_whole));
-                self.launch_to(shared.down + 1)?;
+            if let Some(rows) = shared.gated {
+                self.write_rows(shared.glu, gated, rows.skip(whole.len()));
             }
-            if !shared.share.whole.is_empty() {
+            self.launch_to(shared.down + 1)?;
+            if !whole.is_empty() {
+                let down = self.stream.memory.pool_tensor(layer, DOWN);
+                let down = down.ok_or_else(|| no_pool(layer))?;
                 let Some(assist) = &mut self.stage.assist else { return Ok(()) };
                 let rows = assist.compute_down(&shared, down)?;
-                self.write_rows(self.nodes[shared.down], &shared.share.whole, rows);
+                self.write_rows(self.nodes[shared.down], whole, rows);
             }
             let residency = &mut self.stream.residency;
             let mut copies = std::mem::take(&mut self.stage.copies);

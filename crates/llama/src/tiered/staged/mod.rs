@@ -230,14 +230,24 @@ impl Walk<'_> {
     /// Waits until the device has done everything that it was given.
     fn wait(&mut self) {
         let begin = Instant::now();
-        // SAFETY: live backends.
-        unsafe {
-            sys::ggml_backend_synchronize(self.context.inner);
-            if self.stream.residency.reuses_host_slots() {
-                self.context.device.shared.wait_for_copies();
-            }
+        // SAFETY: a live backend.
+        unsafe { sys::ggml_backend_synchronize(self.context.inner) };
+        self.stage.turn_tables();
+        self.waited(begin);
+    }
+
+    /// Waits until the choice that was asked for is there.
+    fn wait_for_choice(&mut self) {
+        let begin = Instant::now();
+        // SAFETY: a live backend; it was asked for.
+        unsafe { self.stage.wait_for_choice(self.context) };
+        self.waited(begin);
+    }
+
+    fn waited(&mut self, begin: Instant) {
+        if self.stream.residency.reuses_host_slots() {
+            self.context.device.shared.wait_for_copies();
         }
-        self.stage.tables.clear();
         self.stream.residency.compute_time(begin.elapsed());
     }
 
@@ -271,9 +281,16 @@ impl Walk<'_> {
                 return Ok(());
             }
             if state.fits {
+                // Where the CPU may come in between, so that these are the same parts each time.
+                let is_last = part == assist::DOWN && state.n_tokens == 1;
+                let (remapped, is_cut) = (state.remapped, is_last && self.stage.assist.is_some());
+                if is_cut {
+                    self.launch_to(i)?;
+                }
                 self.restore.note(node);
                 (*node).src[0] = slots.tensor;
-                (*node).src[2] = state.remapped;
+                (*node).src[2] = remapped;
+                let Some(state) = &self.layer else { return Ok(()) };
                 if state.shared.as_ref().is_some_and(|shared| shared.down == i) {
                     return self.finish_shared(layer);
                 }
@@ -331,17 +348,18 @@ impl Walk<'_> {
             let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
             let (weights, x) = ((*self.nodes[i]).src[0], (*self.nodes[i]).src[1]);
             let shape = (graph::dim(weights, 2), n_used, n_tokens);
+            let bytes = sys::ggml_nbytes(ids);
+            let raw = self.stage.raw(bytes)?;
+            sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
+            let mut shared = self.read_input(layer, ids)?;
+            self.stage.end_choice(self.context);
             // While the device computes.
             self.book()?;
             self.copy_ahead(layer)?;
             if n_tokens == 1 {
                 self.look_up(layer, ids, shape.0)?;
             }
-            let bytes = sys::ggml_nbytes(ids);
-            let raw = self.stage.raw(bytes)?;
-            sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
-            let mut shared = self.read_input(layer, ids)?;
-            self.wait();
+            self.wait_for_choice();
             let raw = std::slice::from_raw_parts(raw, bytes);
             let Stream { memory, residency, scratch } = &mut *self.stream;
             graph::table(ids, raw, &mut scratch.ids);
@@ -386,23 +404,26 @@ impl Walk<'_> {
                     scratch.needed.extend(all.keys());
                     slots.extend(all.values());
                 }
-                // Nothing that is under way reads the table, and behind the copies it would be late.
+                // Nothing reads the table but what looks slots up, and behind the copies it would be
+                // late.
+                if n_tokens == 1 {
+                    self.stage.copy_after_look_up();
+                }
                 remapped = self.remap(layer, shape, Stage::set_ahead)?;
                 let Stream { memory, residency, .. } = &mut *self.stream;
                 begin_uploads(self.stage, memory, residency.as_mut())?;
+                shared = shared.filter(|shared| !shared.share.is_empty());
+                if let Some(shared) = &mut shared {
+                    self.begin_shared(layer, shared)?;
+                }
                 // Before what waits for the copies.
                 if n_tokens == 1 {
                     self.ask_ahead(layer, n_used, x)?;
                 }
                 self.stage.compute_after_copies(self.context);
                 self.stage.compute_after_admission(self.context, layer);
-                let residency = &mut self.stream.residency;
-                if let Some(Shared { share, slots, .. }) = &mut shared {
-                    let experts: Vec<u32> = share.experts().collect();
-                    residency.experts(layer, &experts, parts, slots)?;
-                }
             }
-            let shared = shared.filter(|shared| fits && !shared.share.is_empty());
+            let shared = shared.filter(|_| fits);
             self.layer = Some(Layer { remapped, shared, ..Layer::new(layer, ids, fits) });
             Ok(())
         }

@@ -67,6 +67,15 @@ impl Steps {
         last.node
     }
 }
+
+/// Experts that are done together.
+#[derive(Default)]
+struct Group {
+    experts: Vec<u32>,
+    rows: Rows,
+    tables: Option<Tables>,
+}
+
 /// Launches the matmul.
 ///
 /// # Safety
@@ -102,64 +111,83 @@ pub(super) unsafe fn run(
         .collect();
     order.sort_by_key(|&(slot, expert)| (slot.is_none(), slot, expert));
     let mut rest = order.as_slice();
-    let mut groups: [Vec<u32>; 2] = Default::default();
-    let mut rows = Rows::default();
+    let mut groups: [Group; 2] = Default::default();
     // SAFETY: the caller's promise.
     let kept = unsafe { keep_input(context, &mut stage.kept, &job.steps)? };
     // SAFETY: as above.
     let input = kept.as_ref().map_or_else(|| unsafe { job.steps.input() }, |(_, copy)| *copy);
-    let mut n_groups = 0;
-    while !rest.is_empty() {
-        let i = n_groups;
-        n_groups += 1;
+    // A group's copies begin before the one before it is launched: launching takes the host longer.
+    let (mut n_begun, mut n_launched) = (0, 0);
+    while n_launched < n_begun || !rest.is_empty() {
         if context.device.aborted() {
             return Err(Stop::Aborted);
         }
-        // What is there and what is not don't mix: their slots would lie far apart. Even groups: a
-        // small one at the end would use the device badly.
-        let is_there = |slot: &Option<u32>| slot.is_some() == rest[0].0.is_some();
-        let n_alike = rest.iter().take_while(|(slot, _)| is_there(slot)).count();
-        let even = n_alike.div_ceil(n_alike.div_ceil(half));
-        let (mut n, mut n_rows) = (0, 0);
-        for &(_, expert) in &rest[..even] {
-            let more = routed.rows_of(expert).len();
-            if n > 0 && n_rows + more > rows_max {
-                break;
+        if rest.is_empty() || n_begun == n_launched + groups.len() {
+            let group = &groups[n_launched % 2];
+            // SAFETY: the caller's promise.
+            unsafe {
+                stage.compute_after_group_copies(context, n_launched);
+                launch_group(context, stage, job, input, group)?;
+                stage.end_group(context, n_launched);
             }
-            (n, n_rows) = (n + 1, n_rows + more);
+            n_launched += 1;
+            continue;
         }
-        let (group, tail) = rest.split_at(n);
+        let i = n_begun;
+        n_begun += 1;
+        let (first, tail) = rest.split_at(group_len(rest, &routed, half, rows_max));
         rest = tail;
-        // The group before the last one is done before any copy that begins from now on.
-        let old = std::mem::replace(
-            &mut groups[i % 2],
-            group.iter().map(|&(_, expert)| expert).collect(),
-        );
+        let group = &mut groups[i % 2];
+        let old = std::mem::take(&mut group.experts);
+        group.experts.extend(first.iter().map(|&(_, expert)| expert));
         slots.clear();
         // SAFETY: as above: slots of groups under way stay in use.
         unsafe {
             if i >= 2 {
+                // The group before the last one is done before any copy that begins from now on.
                 stage.copy_after_group(i);
                 residency.device_release(layer, &old);
             }
-            residency.device_experts(layer, &groups[i % 2], parts, &mut slots)?;
+            residency.device_experts(layer, &group.experts, parts, &mut slots)?;
             let divisor = if graph::dim(job.steps.input(), 1) == 1 { job.n_used } else { 1 };
-            rows.gather(&routed, divisor, &groups[i % 2], &slots);
-            rows.arrange(job.n_tokens, !context.device.is_cpu);
-            let tables = Tables::new(context, stage, &rows, (i, job.n_tokens))?;
+            group.rows.gather(&routed, divisor, &group.experts, &slots);
+            group.rows.arrange(job.n_tokens, !context.device.is_cpu);
+            group.tables = None;
+            group.tables = Some(Tables::new(context, stage, &group.rows, (i, job.n_tokens))?);
             begin_uploads(stage, memory, residency.as_mut())?;
-            stage.compute_after_copies(context);
-            launch_group(context, stage, job, input, &rows, &tables)?;
-            stage.end_group(context, i);
+            stage.end_group_copies(i);
         }
     }
     // The layer's next matmul takes the same slots.
-    for i in n_groups.saturating_sub(2)..n_groups {
+    for i in n_launched.saturating_sub(2)..n_launched {
         // SAFETY: as above.
         unsafe { stage.copy_after_group(i) };
-        residency.device_release(layer, &groups[i % 2]);
+        residency.device_release(layer, &groups[i % 2].experts);
     }
     Ok(())
+}
+
+/// How many of `rest`, each with its slot if it is there, are done next.
+fn group_len(
+    rest: &[(Option<u32>, u32)],
+    routed: &Routed,
+    slots_max: usize,
+    rows_max: usize,
+) -> usize {
+    // What is there and what is not don't mix: their slots would lie far apart. Even groups: a small
+    // one at the end would use the device badly.
+    let is_there = |slot: &Option<u32>| slot.is_some() == rest[0].0.is_some();
+    let n_alike = rest.iter().take_while(|(slot, _)| is_there(slot)).count();
+    let even = n_alike.div_ceil(n_alike.div_ceil(slots_max));
+    let (mut n, mut n_rows) = (0, 0);
+    for &(_, expert) in &rest[..even] {
+        let more = routed.rows_of(expert).len();
+        if n > 0 && n_rows + more > rows_max {
+            break;
+        }
+        (n, n_rows) = (n + 1, n_rows + more);
+    }
+    n
 }
 
 /// A copy of what is multiplied, where the rows that come out take its memory: ggml gives the memory
@@ -223,20 +251,26 @@ impl Tables {
             let ctx = Descriptions::new()?;
             let c = ctx.as_ptr();
             let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-            let (p, abreast) = (len(rows.slots.len()), len(rows.abreast()));
-            let source = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, p);
-            let slots = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, abreast, p / abreast);
-            let target = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I64, p);
-            let all = [source, slots, target];
+            let (p, abreast) = (rows.slots.len(), rows.abreast());
+            // One after the other, so that they are one copy: 16 bytes for a row.
+            let whole = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, len(4 * p));
+            let columns = (len(abreast), len(p / abreast));
+            let target = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I64, len(p));
+            let source = sys::ggml_view_1d(c, whole, len(p), 8 * p);
+            let slots = sys::ggml_view_2d(c, whole, columns.0, columns.1, 4 * abreast, 12 * p);
             // A larger buffer takes the place of one that a group under way may still use.
-            if !stage.tables_of[i % 2].fits(context, &all) {
+            if !stage.tables_of[i % 2].fits(context, &[whole]) {
                 stage.synchronize(context);
             }
-            let rows_of_all = (rows.slots.len(), rows::rows_max(n_tokens));
-            stage.tables_of[i % 2].place_of(context, &all, rows_of_all)?;
-            stage.set_ahead(context, source, &rows.source)?;
-            stage.set_ahead(context, slots, &rows.slots)?;
-            stage.set_ahead(context, target, &rows.target)?;
+            let rows_of_all = (p, rows::rows_max(n_tokens));
+            stage.tables_of[i % 2].place_of(context, &[whole], rows_of_all)?;
+            ((*target).buffer, (*target).data) = ((*whole).buffer, (*whole).data);
+            place_views(&[source, slots]);
+            rows.write_tables(&mut stage.words);
+            let words = std::mem::take(&mut stage.words);
+            let done = stage.set_ahead(context, whole, &words);
+            stage.words = words;
+            done?;
             Ok(Tables { _ctx: ctx, source, slots, target })
         }
     }
@@ -252,9 +286,11 @@ unsafe fn launch_group(
     stage: &mut Stage,
     job: &Job,
     x: *mut Tensor,
-    rows: &Rows,
-    tables: &Tables,
+    group: &Group,
 ) -> Result<(), Stop> {
+    let rows = &group.rows;
+    let tables =
+        group.tables.as_ref().ok_or_else(|| Stop::Internal("a group without tables".into()))?;
     // SAFETY: all tensors are alive; `x` and `node` are contiguous (checked).
     unsafe {
         let node = job.steps.output();

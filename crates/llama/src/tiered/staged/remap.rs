@@ -160,7 +160,9 @@ impl Walk<'_> {
             (*node).flags |= TENSOR_FLAG_COMPUTE;
             let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
             sys::ggml_graph_add_node(small, node);
-            status(sys::ggml_backend_graph_compute_async(self.context.inner, small.cast()))
+            status(sys::ggml_backend_graph_compute_async(self.context.inner, small.cast()))?;
+            self.stage.end_look_up(self.context);
+            Ok(())
         }
     }
 
@@ -194,7 +196,8 @@ impl Walk<'_> {
     /// The slots of a layer's choice, on the device. `set` writes them if they are not there.
     ///
     /// # Safety
-    /// As [`super::graph`]; nothing that is under way uses the layer's tables.
+    /// As [`super::graph`]; what `set` writes comes after what looks slots up, and nothing else that is
+    /// under way uses the layer's tables.
     pub(super) unsafe fn remap(
         &mut self,
         layer: u32,

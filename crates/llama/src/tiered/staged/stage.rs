@@ -31,14 +31,20 @@ pub(in super::super) struct Stage {
     copied: Event,
     /// Recorded behind the groups of a pass, in turn.
     computed: [Event; 2],
+    /// Recorded behind the copies for them.
+    brought: [Event; 2],
+    /// Recorded behind a layer's choice on its way to the host, and behind what the device looks up.
+    chosen: Event,
+    looked_up: Event,
     /// Recorded behind the copies of matrices, by their serial numbers modulo the length.
     arrived: Vec<Event>,
     /// The newest matrix copied.
     newest: Option<u64>,
     /// What is read back.
     raw: Pinned,
-    /// What is written.
-    pub(super) tables: Pinned,
+    /// What is written: what was written between two waits stays until the second one after them.
+    tables: [Pinned; 2],
+    turn: usize,
     /// Recorded behind copies that nobody waited for, by the layer that they are for.
     admitted: Vec<(u32, Event)>,
     spare: Vec<Event>,
@@ -56,6 +62,8 @@ pub(in super::super) struct Stage {
     pub(super) pass: PassScratch,
     /// The tables of the groups of a pass, in turn.
     pub(super) tables_of: [PassScratch; 2],
+    /// What is written there.
+    pub(super) words: Vec<i32>,
     /// The input of several passes, where theirs is written over.
     pub(super) kept: PassScratch,
 }
@@ -83,10 +91,14 @@ impl Stage {
                 copier,
                 copied: event(),
                 computed: [event(), event()],
+                brought: [event(), event()],
+                chosen: event(),
+                looked_up: event(),
                 arrived: (0..MATRICES_MAX).map(|_| event()).collect(),
                 newest: None,
                 raw: Pinned::new(inner),
-                tables: Pinned::new(inner),
+                tables: [Pinned::new(inner), Pinned::new(inner)],
+                turn: 0,
                 admitted: Vec::new(),
                 spare: Vec::new(),
                 inner,
@@ -98,6 +110,7 @@ impl Stage {
                 slot_tables: SlotTables::default(),
                 pass: PassScratch::default(),
                 tables_of: Default::default(),
+                words: Vec::new(),
                 kept: PassScratch::default(),
             })
         }
@@ -161,6 +174,85 @@ impl Stage {
             // SAFETY: the caller's promise.
             unsafe { sys::ggml_backend_event_wait(context.inner, event) };
             self.spare.push(event);
+        }
+    }
+
+    /// What was asked for so far of a layer's choice is on its way to the host.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn end_choice(&mut self, context: &BackendContext) {
+        if !self.chosen.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_record(self.chosen, context.inner) };
+        }
+    }
+
+    /// Waits for the choice, and so for everything that was launched before it.
+    ///
+    /// # Safety
+    /// As above; [`Stage::end_choice`] was called.
+    pub(super) unsafe fn wait_for_choice(&mut self, context: &BackendContext) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.chosen.is_null() {
+                sys::ggml_backend_synchronize(context.inner);
+            } else {
+                sys::ggml_backend_event_synchronize(self.chosen);
+            }
+        }
+        self.turn_tables();
+    }
+
+    /// What is written after what was written before the last wait is done.
+    pub(super) fn turn_tables(&mut self) {
+        self.turn = 1 - self.turn;
+        self.tables[self.turn].clear();
+    }
+
+    /// Marks that the device looks slots up.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn end_look_up(&mut self, context: &BackendContext) {
+        if !self.looked_up.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_record(self.looked_up, context.inner) };
+        }
+    }
+
+    /// Copies that begin from now on wait for the device to have looked slots up.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn copy_after_look_up(&mut self) {
+        if !self.looked_up.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_wait(self.copier, self.looked_up) };
+        }
+    }
+
+    /// Marks the copies that were begun as those for group `i` of a pass.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn end_group_copies(&mut self, i: usize) {
+        let event = self.brought[i % 2];
+        if !event.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_record(event, self.copier) };
+        }
+    }
+
+    /// What is launched from now on waits for the copies for group `i` of a pass.
+    ///
+    /// # Safety
+    /// As above; they were marked.
+    pub(super) unsafe fn compute_after_group_copies(&mut self, context: &BackendContext, i: usize) {
+        let event = self.brought[i % 2];
+        if !event.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_wait(context.inner, event) };
         }
     }
 
@@ -298,13 +390,14 @@ impl Stage {
         values: &[T],
     ) -> Result<(), Stop> {
         let bytes = std::mem::size_of_val(values);
-        let at = match self.tables.take(bytes) {
+        let at = match self.tables[self.turn].take(bytes) {
             Some(at) => at,
             None => {
                 // SAFETY: live backends; afterwards nothing that was written is under way.
                 unsafe { self.synchronize(context) };
-                self.tables.clear();
-                self.tables.take(bytes).ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?
+                let tables = &mut self.tables[self.turn];
+                tables.clear();
+                tables.take(bytes).ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?
             }
         };
         // SAFETY: the caller's promise; `at` has room.
@@ -321,10 +414,12 @@ impl Drop for Stage {
         // SAFETY: made in `new`, freed once.
         unsafe {
             sys::ggml_backend_synchronize(self.copier);
-            let single = [self.copied, self.computed[0], self.computed[1]];
+            let single = [self.copied, self.chosen, self.looked_up];
             let admitted = self.admitted.drain(..).map(|(_, event)| event);
             for event in single
                 .into_iter()
+                .chain(self.computed)
+                .chain(self.brought)
                 .chain(self.arrived.drain(..))
                 .chain(admitted)
                 .chain(self.spare.drain(..))

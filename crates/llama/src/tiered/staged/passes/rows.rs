@@ -107,6 +107,20 @@ impl Rows {
         self.starts.push(self.slots.len());
     }
 
+    /// All of them, as 32-bit words: where each row goes (two words), where it comes from, and the
+    /// slot of its expert.
+    pub(super) fn write_tables(&self, words: &mut Vec<i32>) {
+        words.clear();
+        for target in &self.target {
+            let bytes = target.to_ne_bytes();
+            let (low, high) = bytes.split_at(4);
+            let word = |bytes: &[u8]| i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            words.extend([word(low), word(high)]);
+        }
+        words.extend_from_slice(&self.source);
+        words.extend_from_slice(&self.slots);
+    }
+
     /// The slots from the group's first to its last.
     pub(super) fn span(&self) -> Range<u32> {
         self.span.clone()
