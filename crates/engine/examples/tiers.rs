@@ -25,6 +25,7 @@ use hypura_engine::{
     AssistCost, GpuChoice, LoadOptions, Loaded, StreamStats, load, load_baseline, plan_only,
 };
 use serde_json::{Value, json};
+use sha2::Digest;
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -175,6 +176,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         }
     }
     let mut decode = Vec::new();
+    let mut sampled = sha2::Sha256::new();
     let mut before = loaded.stream_stats();
     for round in 0..warm + rounds {
         if round == warm {
@@ -190,6 +192,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         let begin = Instant::now();
         for (pos, _) in (first..).zip(0..n_tokens) {
             let token = sample(&mut loaded, &mut random)?;
+            sampled.update(token.to_le_bytes());
             step(&mut loaded, token, pos)?;
         }
         decode.push(begin.elapsed().as_secs_f64() * 1e3 / n_tokens as f64);
@@ -210,6 +213,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "load_s": load_s,
         "greedy": greedy,
         "logits": hash,
+        "sampled": short(sampled),
         "decode_ms": spread(&decode[warm..]),
         "forced_ms": (!is_brief).then(|| spread(&forced)),
         "forced_missed": missed,
@@ -344,7 +348,6 @@ fn sample(loaded: &mut Loaded, random: &mut Random) -> Result<i32, String> {
 
 /// The likeliest tokens after a short prompt, and a hash of all logits on the way.
 fn greedy(loaded: &mut Loaded, n: usize) -> Result<(String, Vec<i32>), String> {
-    use sha2::Digest;
     let tokens = prompt(loaded, 24, 3);
     loaded.context.clear();
     // One by one: more at once may need more experts than a GPU has slots, and rounds differently.
@@ -364,8 +367,11 @@ fn greedy(loaded: &mut Loaded, n: usize) -> Result<(String, Vec<i32>), String> {
         said.push(token);
         step(loaded, token, pos)?;
     }
-    let digest = hash.finalize();
-    Ok((digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect(), said))
+    Ok((short(hash), said))
+}
+
+fn short(hash: sha2::Sha256) -> String {
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 const TEXT: &str = "The harbour lay quiet under a thin grey sky, and the boats that had come in \

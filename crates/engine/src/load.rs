@@ -39,6 +39,8 @@ pub struct Loaded {
     pub load_time: Duration,
     /// Name of the GPU that computes, if one does.
     pub gpu: Option<String>,
+    /// The most that copies to it were measured at, in bytes per second.
+    pub link_bytes_per_s: Option<f64>,
     /// Bytes of weights read while loading, and how many of them belong to streamed tensors.
     pub load_stats: tiered::LoadStats,
     pub(crate) stream: Option<Arc<Shared>>,
@@ -349,6 +351,11 @@ impl Parts {
             },
             load_time: begin.elapsed(),
             gpu: surveyed.gpu.as_ref().map(Chosen::description),
+            link_bytes_per_s: surveyed
+                .machine
+                .gpu
+                .as_ref()
+                .and_then(plan::GpuRates::link_bytes_per_s),
             load_stats: self.load_stats,
             stream: self.stream,
             attention: None,

@@ -143,6 +143,8 @@ pub struct GpuRunStats {
     pub tier: Option<DeviceStats>,
     /// The same for the tokens after the first.
     pub decode_tier: Option<DeviceStats>,
+    /// The most that copies to it were measured at, in bytes per second; `null` if they were not.
+    pub link_bytes_per_s: Option<f64>,
 }
 
 /// What is known of a loaded model before it is handed to its thread.
@@ -156,6 +158,7 @@ pub struct LoadSummary {
     load_read_bytes: u64,
     load_streamed_read_bytes: u64,
     gpu: Option<String>,
+    link_bytes_per_s: Option<f64>,
 }
 
 impl Loaded {
@@ -173,6 +176,7 @@ impl Loaded {
             load_read_bytes: self.load_stats.resident_bytes_read,
             load_streamed_read_bytes: self.load_stats.streamed_bytes_read,
             gpu: self.gpu.clone(),
+            link_bytes_per_s: self.link_bytes_per_s,
         }
     }
 }
@@ -201,6 +205,7 @@ impl LoadSummary {
             slots: plan.slots.iter().map(|&slots| u64::from(slots)).sum(),
             tier: prompt.zip(decode).map(|(prompt, decode)| prompt.plus(&decode)),
             decode_tier: decode,
+            link_bytes_per_s: self.link_bytes_per_s,
         })
     }
 

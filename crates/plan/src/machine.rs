@@ -68,6 +68,13 @@ impl GpuRates {
         or_assumed(measured.or_else(assumed).unwrap_or(0.0), ASSUMED_COPY_BYTES_PER_S)
     }
 
+    /// The most bytes per second that copies to the device were measured at, of any size; `None` if
+    /// none were.
+    pub fn link_bytes_per_s(&self) -> Option<f64> {
+        let rates = self.host_to_device.iter().map(|point| point.bytes_per_s);
+        rates.max_by(f64::total_cmp).filter(|rate| *rate > 0.0)
+    }
+
     pub(crate) fn decode_bytes_per_s(&self) -> f64 {
         or_assumed(self.memory_bytes_per_s, ASSUMED_GPU_MEMORY_BYTES_PER_S)
     }

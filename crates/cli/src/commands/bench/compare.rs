@@ -86,8 +86,8 @@ pub(super) struct Ratio {
     pub(super) resolved: bool,
 }
 
-/// What the bytes and the arithmetic allow at best: no run can be faster than its reads, nor than
-/// its computing.
+/// What the bytes and the arithmetic allow at best: no run can be faster than its reads, its copies
+/// to a GPU, or its computing.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Floor {
     /// Of which tokens: all after the first, or those after the cache has filled.
@@ -98,6 +98,9 @@ pub(super) struct Floor {
     pub(super) share: Spread,
     pub(super) bandwidth_bytes_per_s: Spread,
     pub(super) read_s_per_token: Spread,
+    /// What is copied to a GPU, at the most that the link was measured at; `None` without a GPU or
+    /// a measurement.
+    pub(super) copy_s_per_token: Option<Spread>,
     /// `None` if no run tells how long it computed: then the floor is that of reading alone.
     pub(super) compute_s_per_token: Option<Spread>,
     /// `None` if no run tells what was computed and missed between routers.
@@ -212,16 +215,18 @@ fn ratio(metric: &Metric, ours: &[&Record], over: Side, others: &[&Record]) -> O
     })
 }
 
-/// Per round: the bytes that were read over the bandwidth of that round, or the time of computing
-/// (what the engine tells, or that of llama.cpp's fastest run with everything in memory), whichever is
-/// longer. Of the tokens after the 32nd, if the engine tells them apart.
+/// Per round: the bytes that were read over the bandwidth of that round, those that were copied to a
+/// GPU over that of the link, or the time of computing (what the engine tells, or that of llama.cpp's
+/// fastest run with everything in memory), whichever is longest. Of the tokens after the 32nd, if the
+/// engine tells them apart: it doesn't with a GPU.
 fn floor(hypura: &[&Record], resident_tokens_per_s: Option<Spread>) -> Option<Floor> {
     let resident_s = resident_tokens_per_s.filter(|r| r.max > 0.0).map(|r| 1.0 / r.max);
     let has_rest = hypura
         .iter()
-        .any(|run| (REST.of)(run).is_some() && run.rest_read_bytes_per_token().is_some());
+        .any(|run| (REST.of)(run).is_some() && run.rest_read_bytes_per_token().is_some())
+        && !hypura.iter().any(|run| run.has_gpu());
     let (mut floors, mut shares, mut bandwidths) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut reads, mut computes) = (Vec::new(), Vec::new());
+    let (mut reads, mut copies, mut computes) = (Vec::new(), Vec::new(), Vec::new());
     let (mut bounds, mut bound_shares) = (Vec::new(), Vec::new());
     for run in hypura {
         let (bytes, rate) = match has_rest {
@@ -238,9 +243,10 @@ fn floor(hypura: &[&Record], resident_tokens_per_s: Option<Spread>) -> Option<Fl
             segments.map(|(segments, tokens)| segments.iter().map(of).sum::<f64>() / tokens)
         };
         let compute_s = per_token(&|segment| segment.compute_us / 1e6).or(resident_s);
-        let floor_s = read_s.max(compute_s.unwrap_or(0.0));
+        let copy_s = run.copy_s_per_token();
+        let floor_s = read_s.max(copy_s.unwrap_or(0.0)).max(compute_s.unwrap_or(0.0));
         if floor_s <= 0.0 {
-            continue; // nothing was read, and nobody knows how long it computed
+            continue; // nothing was moved, and nobody knows how long it computed
         }
         let bound_s =
             per_token(&|segment| (segment.compute_us / 1e6).max(segment.missing_bytes / bandwidth));
@@ -254,6 +260,7 @@ fn floor(hypura: &[&Record], resident_tokens_per_s: Option<Spread>) -> Option<Fl
         shares.push(rate * floor_s);
         bandwidths.push(bandwidth);
         reads.push(read_s);
+        copies.extend(copy_s);
         computes.extend(compute_s);
     }
     Some(Floor {
@@ -262,6 +269,7 @@ fn floor(hypura: &[&Record], resident_tokens_per_s: Option<Spread>) -> Option<Fl
         share: Spread::of(shares)?,
         bandwidth_bytes_per_s: Spread::of(bandwidths)?,
         read_s_per_token: Spread::of(reads)?,
+        copy_s_per_token: Spread::of(copies),
         compute_s_per_token: Spread::of(computes),
         dependency: Spread::of(bounds)
             .zip(Spread::of(bound_shares))
@@ -366,6 +374,27 @@ mod tests {
         assert_eq!(floor.compute_s_per_token.map(|s| s.median), Some(0.1));
         let bound = floor.dependency.unwrap();
         assert_eq!((bound.tokens_per_s.min, bound.tokens_per_s.max), (2.0, 1.0 / 0.3));
+    }
+
+    #[test]
+    fn copies_to_a_gpu_have_a_floor_too() {
+        let mut records = runs(&[4.0], &[]);
+        let gpu = |link| {
+            json!({
+                "decode_tier": { "copied_bytes": 2_200_000_000_u64 }, "link_bytes_per_s": link,
+            })
+        };
+        // Numbers of a full cache are not counted with a GPU.
+        records[0].stats["decode_rest_tokens_per_s"] = json!(8.0);
+        records[0].stats["decode_rest_read_bytes"] = json!(1_000_000_000_u64);
+        records[0].stats["gpu"] = gpu(json!(1e9));
+        let floor = compare(&records, 100, true, true).floor.unwrap();
+        // 220 MB per token, and 200 MB read at the same speed.
+        assert_eq!(floor.copy_s_per_token.map(|s| s.median), Some(0.22));
+        assert!((floor.tokens_per_s.median - 1.0 / 0.22).abs() < 1e-9, "{floor:?}");
+        records[0].stats["gpu"] = gpu(Value::Null);
+        let floor = compare(&records, 100, true, true).floor.unwrap();
+        assert!(floor.copy_s_per_token.is_none(), "{floor:?}");
     }
 
     #[test]

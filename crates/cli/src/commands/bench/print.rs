@@ -98,25 +98,25 @@ fn ratio_sentence(ratio: &Ratio) -> String {
 /// A floor, what it is made of, and the tighter bound if it is known.
 fn sentence(floor: &Floor) -> String {
     let ms = |spread: Spread| format!("{} ms", figures(spread.median * 1e3));
-    let read = format!(
-        "{} at {} GB/s",
+    let mut parts = vec![format!(
+        "reads for {} at {} GB/s",
         ms(floor.read_s_per_token),
         figures(floor.bandwidth_bytes_per_s.median / 1e9)
-    );
+    )];
+    parts.extend(floor.copy_s_per_token.map(|copy| format!("copies for {}", ms(copy))));
+    parts.extend(floor.compute_s_per_token.map(|compute| format!("computes for {}", ms(compute))));
     let rate = figures(floor.tokens_per_s.median);
     let reached = cell(floor.share, Unit::Share);
     let of = floor.of;
-    let mut text = match floor.compute_s_per_token {
-        Some(compute) => format!(
-            "{of}: the floor is {rate} tokens/s (a token reads for {read}, computes for {}); \
-             {reached} of it was reached",
-            ms(compute)
-        ),
-        None => format!(
-            "{of}: the floor of reading alone is {rate} tokens/s (a token reads for {read}); \
-             {reached} of it was reached"
-        ),
+    let alone = match (floor.copy_s_per_token, floor.compute_s_per_token) {
+        (None, None) => " of reading alone",
+        (Some(_), None) => " of moving alone",
+        (_, Some(_)) => "",
     };
+    let mut text = format!(
+        "{of}: the floor{alone} is {rate} tokens/s (a token {}); {reached} of it was reached",
+        parts.join(", ")
+    );
     if let Some(bound) = &floor.dependency {
         let (rate, share) = (figures(bound.tokens_per_s.median), cell(bound.share, Unit::Share));
         let more = format!(

@@ -163,6 +163,12 @@ impl Record {
         Some(self.gpu_stat("decode_tier", "copied_bytes")? / self.decoded_tokens()?)
     }
 
+    /// The time that these take at the most that the link was measured at.
+    pub(super) fn copy_s_per_token(&self) -> Option<f64> {
+        let link = self.stats.get("gpu")?.get("link_bytes_per_s")?.as_f64();
+        Some(self.copied_bytes_per_token()? / link.filter(|link| *link > 0.0)?)
+    }
+
     /// The segments of the tokens after the first, or after the 32nd, and how many tokens those are.
     /// `None` if the engine doesn't tell, or not of whole tokens.
     pub(super) fn segments(&self, of_rest: bool) -> Option<(&[Segment], f64)> {
