@@ -116,13 +116,15 @@ pub(super) unsafe fn run(
     let kept = unsafe { keep_input(context, &mut stage.kept, &job.steps)? };
     // SAFETY: as above.
     let input = kept.as_ref().map_or_else(|| unsafe { job.steps.input() }, |(_, copy)| *copy);
-    // A group's copies begin before the one before it is launched: launching takes the host longer.
+    // A group's copies begin before the one before it is launched, as launching takes the host longer;
+    // but the first goes ahead, as it has what is there and makes room.
     let (mut n_begun, mut n_launched) = (0, 0);
     while n_launched < n_begun || !rest.is_empty() {
         if context.device.aborted() {
             return Err(Stop::Aborted);
         }
-        if rest.is_empty() || n_begun == n_launched + groups.len() {
+        let is_first = (n_begun, n_launched) == (1, 0);
+        if rest.is_empty() || is_first || n_begun == n_launched + groups.len() {
             let group = &groups[n_launched % 2];
             // SAFETY: the caller's promise.
             unsafe {
