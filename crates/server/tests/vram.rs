@@ -151,6 +151,11 @@ async fn the_page_is_told_only_where_there_is_some() {
     });
     assert_eq!(model["stream"]["gpu"], expected);
 
+    // On two of them, which have the budget each.
+    there.stage.tiers.lock().unwrap().gpus = 2;
+    drop(load(&there, "other").await);
+    assert_eq!(there.get("/ui/status").await.json()["vram_budget_bytes"], 400);
+
     let none = Served::new();
     drop(load(&none, "demo").await);
     let status: Value = none.get("/ui/status").await.json();

@@ -139,12 +139,18 @@ pub(super) async fn show(State(app): State<Shared>) -> Json<Status> {
     let loaded = app.models.loaded();
     app.rates.keep(|name| loaded.iter().any(|model| model.entry.name == name));
     let now = Instant::now();
-    let has_gpu = loaded.iter().any(|model| model.vram_bytes > 0);
+    // The models' bytes are those on all of their GPUs, the budget is that of one.
+    let on_gpus = loaded.iter().filter(|model| model.vram_bytes > 0);
+    let gpus = on_gpus.map(|model| model.runner.facts().tiers.gpus.max(1)).max();
     Json(Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_s: app.started.elapsed().as_secs(),
         budget_bytes: app.config.memory_bytes,
-        vram_budget_bytes: app.config.gpu_memory_bytes.filter(|_| has_gpu),
+        vram_budget_bytes: app
+            .config
+            .gpu_memory_bytes
+            .zip(gpus)
+            .map(|(of_each, gpus)| of_each.saturating_mul(u64::from(gpus))),
         rss_bytes: hypura_engine::llama::process::rss_bytes(),
         requests: Requests {
             active: app.metrics.active(),
