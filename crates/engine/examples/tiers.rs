@@ -9,7 +9,7 @@
 //! `source` (mmap: of a baseline); `slots` (experts of a layer on the GPU); `gpu-memory`,
 //! `memory`, `weights` (MiB); `threads`; `ubatch`; `rounds`; `tokens`; `warm` (rounds before);
 //! `prompts` (lengths, divided by `/`); `assist` (1: the CPU computes
-//! in place); `costs` (what that is decided by, `COPY/COMPUTE/FIXED` in GB/s and µs); `speculate` (0: no guesses); `trace` (a file); `dump` (a file for the logits
+//! in place); `speculate` (0: no guesses); `trace` (a file); `dump` (a file for the logits
 //! behind a prompt); `brief` (1: prompts and sampled tokens only).
 //!
 //! Each round is a prompt of its own and tokens sampled with a seed of its own, the same in all
@@ -21,9 +21,7 @@ use std::time::Instant;
 
 use hypura_engine::llama::{self, BatchToken, Gpu, Layout};
 use hypura_engine::plan::GpuPlan;
-use hypura_engine::{
-    AssistCost, GpuChoice, LoadOptions, Loaded, StreamStats, load, load_baseline, plan_only,
-};
+use hypura_engine::{GpuChoice, LoadOptions, Loaded, StreamStats, load, load_baseline, plan_only};
 use serde_json::{Value, json};
 use sha2::Digest;
 
@@ -56,17 +54,6 @@ fn speed(name: &str) {
     }
 }
 
-/// From `COPY/COMPUTE/FIXED`: GB/s, GB/s, microseconds.
-fn costs(text: &str) -> Option<AssistCost> {
-    let numbers: Vec<f64> = text.split('/').filter_map(|n| n.parse().ok()).collect();
-    let &[copy, compute, fixed] = numbers.as_slice() else { return None };
-    Some(AssistCost {
-        copy_s_per_byte: 1e-9 / copy,
-        compute_s_per_byte: 1e-9 / compute,
-        fixed_s: fixed * 1e-6,
-    })
-}
-
 struct Case<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Case<'a> {
@@ -93,7 +80,6 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         gpu_slots_max: small("slots"),
         speculate: case.number("speculate") != Some(0),
         cpu_assists: case.number("assist") == Some(1),
-        assist_cost: case.text("costs").and_then(costs),
         experts_on_cpu: case.text("baseline") == Some("experts"),
         memory_bytes: mib("memory"),
         weights_memory_bytes: mib("weights"),
@@ -223,7 +209,6 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "device_lookups": (device.lookups - old.lookups) as f64 / n as f64,
         "device_hits": (device.hits - old.hits) as f64 / n as f64,
         "in_place": (device.computed_in_place - old.computed_in_place) as f64 / n as f64,
-        "in_part": (device.computed_in_part - old.computed_in_part) as f64 / n as f64,
         "host_hits": (device.host_hits - old.host_hits) as f64 / n as f64,
         "read_bytes_per_token": (now.read_bytes - before.read_bytes) / n,
         "read_wait_ms_per_token": wait / n as f64,
@@ -250,7 +235,6 @@ fn add_back(base: &mut StreamStats, from: &StreamStats, to: &StreamStats) {
         base.hits += to.hits - from.hits;
         base.host_hits += to.host_hits - from.host_hits;
         base.computed_in_place += to.computed_in_place - from.computed_in_place;
-        base.computed_in_part += to.computed_in_part - from.computed_in_part;
     }
 }
 

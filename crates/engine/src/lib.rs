@@ -57,7 +57,7 @@ pub use sessions::{
     Packed, SessionFileError, Unpacked, fingerprint_of, local_time, pack_session, unpack_session,
 };
 pub use status::{EngineStatus, ExpertMap, SequenceState, SequenceStatus, Totals};
-pub use stream::{AheadStats, AssistCost, DeviceStats, Segment, StreamStats};
+pub use stream::{AheadStats, DeviceStats, Segment, StreamStats};
 pub use text::{Filtered, StopFilter, Utf8Assembler};
 pub use ticket::{EmbedReply, Happening, Refused, Sink, Ticket};
 pub use transcript::Transcript;

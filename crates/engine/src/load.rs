@@ -560,7 +560,7 @@ fn load_streamed(
     if let Some(cost) = &cost {
         streamer.set_link(1.0 / cost.copy_s_per_byte);
     }
-    streamer.set_assist(options.assist_cost.or(cost).filter(|_| options.cpu_assists));
+    streamer.set_assist(cost.filter(|_| options.cpu_assists));
     streamer.fill_store(progress).map_err(|error| match error {
         tiered::ResidencyError::Aborted => LoadError::Llama(llama::LoadError::Cancelled),
         other => LoadError::Other(other.to_string()),

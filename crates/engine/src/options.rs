@@ -12,7 +12,6 @@ use hypura_profile::FingerprintError;
 use crate::attention::KvOptions;
 use crate::gpu::GpuChoice;
 use crate::optimize::OtherCpu;
-use crate::stream::AssistCost;
 
 /// Makes the engine that reads streamed weights; tests put a faulty one here.
 pub type ReaderFactory = Arc<dyn Fn() -> Result<Box<dyn io::ReadEngine>, String> + Send + Sync>;
@@ -40,8 +39,6 @@ pub struct LoadOptions {
     /// The CPU computes experts that lie in memory, beside the GPU, where that is sooner than
     /// copying them. It rounds otherwise, so the answer then depends on what lies where.
     pub cpu_assists: bool,
-    /// What that is decided by; `None` takes it from the profile. For measuring.
-    pub assist_cost: Option<AssistCost>,
     /// Of [`crate::load_baseline`] on a GPU: the CPU computes all experts, as without us.
     pub experts_on_cpu: bool,
     /// Tokens of context.
@@ -90,7 +87,6 @@ impl Default for LoadOptions {
             gpu_memory_bytes: None,
             gpu_slots_max: None,
             cpu_assists: false,
-            assist_cost: None,
             experts_on_cpu: false,
             ctx_tokens: 4096,
             ubatch_tokens: None,

@@ -80,9 +80,6 @@ fn copied(tier: &DeviceStats, tokens: u64) -> Vec<String> {
         if tier.computed_in_place > 0 {
             text = format!("{text}, {} left to the CPU", share(tier.computed_in_place));
         }
-        if tier.computed_in_part > 0 {
-            text = format!("{text}, {} shared with it", share(tier.computed_in_part));
-        }
         parts.push(text);
     }
     if tier.copied_bytes > 0 {

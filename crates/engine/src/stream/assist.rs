@@ -1,115 +1,74 @@
 //! What the CPU computes of the experts that a GPU lacks, and what is copied up behind it.
 
-use hypura_llama::tiered::{HostShare, Upload};
+use hypura_llama::tiered::Upload;
 use hypura_tier::{Claim, Parts, UnitId};
 
 use super::{Streamer, bit};
 
-/// What the CPU's part in the experts of a token is decided by, in seconds.
+/// What the CPU's part in a token's experts is decided by: seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AssistCost {
+pub(crate) struct AssistCost {
     /// For a byte of weights copied to the GPU.
-    pub copy_s_per_byte: f64,
+    pub(crate) copy_s_per_byte: f64,
     /// For a byte of weights that the CPU multiplies with.
-    pub compute_s_per_byte: f64,
+    pub(crate) compute_s_per_byte: f64,
     /// For asking the CPU at all.
-    pub fixed_s: f64,
-}
-
-/// How many of a layer's missing experts the CPU computes whole, and of how many it computes what is
-/// gated while down is copied. The others are copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Counts {
-    whole: usize,
-    gated: usize,
+    pub(crate) fixed_s: f64,
 }
 
 impl AssistCost {
-    /// Of `n` experts, each of so many bytes up to the gate and in its down projection, those with
-    /// which both sides end soonest. Experts are only divided if they `may_divide`.
-    fn share(&self, n: usize, (inner, down): (u64, u64), may_divide: bool) -> Counts {
-        let (inner, down) = (inner as f64, down as f64);
-        let time = |of: &Counts| {
-            let (whole, gated) = (of.whole as f64, of.gated as f64);
-            let copied = (n as f64 - whole - gated) * (inner + down) + gated * down;
-            let computed = whole * (inner + down) + gated * inner;
-            let asking = if of.whole + of.gated > 0 { self.fixed_s } else { 0.0 };
-            (copied * self.copy_s_per_byte).max(asking + computed * self.compute_s_per_byte)
+    /// Of `n` experts of `bytes` each, those that the CPU computes while the others are copied, so
+    /// that both end soonest.
+    pub(crate) fn host_share(&self, n: usize, bytes: u64) -> usize {
+        let copy = |n: usize| n as f64 * bytes as f64 * self.copy_s_per_byte;
+        let compute = |n: usize| match n {
+            0 => 0.0,
+            n => self.fixed_s + n as f64 * bytes as f64 * self.compute_s_per_byte,
         };
-        // As little as possible for the CPU where it makes no difference.
-        let of = |cpu: usize| (0..=cpu).map(move |whole| Counts { whole, gated: cpu - whole });
-        (0..=n)
-            .flat_map(of)
-            .filter(|of| may_divide || of.gated == 0)
-            .min_by(|a, b| time(a).total_cmp(&time(b)))
-            .unwrap_or(Counts { whole: 0, gated: 0 })
+        let time = |host: usize| copy(n - host).max(compute(host));
+        (0..=n).min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(0)
     }
 }
 
 /// One expert in this many that the CPU computed in a layer may be copied behind everything else:
-/// more would keep the link busy with what nobody waits for. Of those whose down projection was
-/// copied, each: while the CPU computed the rest, the link was idle.
+/// more would keep the link busy with what nobody waits for.
 const ADMISSION_TURNS: u64 = 2;
 
 impl Streamer {
     /// Those of the missing experts that the CPU computes in place: the coldest, which are the least
     /// worth a slot. Decided by rates that don't change while a model runs, so that a run can be
     /// repeated.
-    pub(super) fn share_with_host(&mut self, layer: u32, experts: &[u32], share: &mut HostShare) {
+    pub(super) fn share_with_host(&mut self, layer: u32, experts: &[u32], host: &mut Vec<u32>) {
         let (Some(cost), Some(device)) = (self.assist, &self.device) else { return };
-        let Some(source) = self.sources.layers.get(layer as usize) else { return };
         let is_missing = |&&expert: &&u32| device.table.lookup(UnitId { layer, expert }).is_none();
         let mut missing: Vec<u32> = experts.iter().filter(is_missing).copied().collect();
-        let down = source.parts.iter().filter(|p| bit(p.part) == Parts::DOWN);
-        let down = down.map(|p| p.slice_bytes as u64).sum();
-        let all: u64 = source.parts.iter().map(|p| p.slice_bytes as u64).sum();
-        // Where host memory gives up what rises, an expert has to be in one place whole.
-        let may_divide = !self.reuses_host_slots;
-        let counts = cost.share(missing.len(), (all - down, down), may_divide);
+        let source = self.sources.layers.get(layer as usize);
+        let bytes = source.map_or(0, |s| s.parts.iter().map(|p| p.slice_bytes as u64).sum());
+        let n = cost.host_share(missing.len(), bytes);
         let key = |&expert: &u32| device.table.key(UnitId { layer, expert });
         missing.sort_by(|a, b| key(a).total_cmp(&key(b)).then(a.cmp(b)));
-        let mut missing = missing.into_iter();
-        share.whole.extend(missing.by_ref().take(counts.whole));
-        share.gated.extend(missing.take(counts.gated));
-        share.whole.sort_unstable();
-        share.gated.sort_unstable();
-        let stats = self.device_stats.get_or_insert_default();
-        stats.computed_in_place += counts.whole as u64;
-        stats.computed_in_part += counts.gated as u64;
+        host.extend(missing.into_iter().take(n));
+        host.sort_unstable();
+        self.device_stats.get_or_insert_default().computed_in_place += host.len() as u64;
     }
 
-    /// Copies for later. What is left of an expert whose down projection is there: the warmest one's.
-    /// Else, of what the CPU computed, the warmest, if it is warmer than what it would take the slot
-    /// of.
+    /// Copies for later: of what the CPU computed, the warmest, if it is warmer than what it would
+    /// take the slot of.
     pub(super) fn admit_to_device(
         &mut self,
         layer: u32,
-        share: &HostShare,
+        experts: &[u32],
         host_slots: &[u32],
         copies: &mut Vec<Upload>,
     ) {
-        let slot_of = |expert| {
-            let at = share.experts().position(|of| of == expert);
-            at.and_then(|at| host_slots.get(at).copied())
-        };
-        let Some(device) = &mut self.device else { return };
-        let warmest = |experts: &[u32]| {
-            let key = |expert: u32| device.table.key(UnitId { layer, expert });
-            experts.iter().copied().max_by(|&a, &b| key(a).total_cmp(&key(b)))
-        };
-        let (expert, claim) = match (warmest(&share.gated), warmest(&share.whole)) {
-            (Some(expert), _) => (expert, Claim::Expected),
-            (None, Some(expert)) => {
-                self.admission_turn = (self.admission_turn + 1) % ADMISSION_TURNS;
-                if self.admission_turn != 0 {
-                    return;
-                }
-                (expert, Claim::Warmer)
-            }
-            (None, None) => return,
-        };
-        let (unit, Some(host_slot)) = (UnitId { layer, expert }, slot_of(expert)) else { return };
-        let Some(grant) = device.table.speculate(unit, Parts::ALL, claim) else { return };
+        self.admission_turn = (self.admission_turn + 1) % ADMISSION_TURNS;
+        let (Some(device), 0) = (&mut self.device, self.admission_turn) else { return };
+        let key = |&(expert, _): &(u32, u32)| device.table.key(UnitId { layer, expert });
+        let candidates = experts.iter().copied().zip(host_slots.iter().copied());
+        let warmest = candidates.max_by(|a, b| key(a).total_cmp(&key(b)));
+        let Some((expert, host_slot)) = warmest else { return };
+        let unit = UnitId { layer, expert };
+        let Some(grant) = device.table.speculate(unit, Parts::ALL, Claim::Warmer) else { return };
         self.take_back(Parts::ALL);
         let Some(device) = &mut self.device else { return };
         copies.append(&mut device.down);
@@ -119,17 +78,11 @@ impl Streamer {
         let source = self.sources.layers.get(layer as usize);
         for part in source.into_iter().flat_map(|source| &source.parts) {
             if grant.fill.contains(bit(part.part)) {
-                let (part_index, slot) = (part.part, grant.slot.0);
-                copies.push(Upload {
-                    is_down: false,
-                    layer,
-                    expert,
-                    part: part_index,
-                    host_slot,
-                    slot,
-                });
-                device.table.filled(unit, bit(part_index));
-                self.device_stats.get_or_insert_default().copied_bytes += part.slice_bytes as u64;
+                let (slot, bytes) = (grant.slot.0, part.slice_bytes as u64);
+                let part = part.part;
+                copies.push(Upload { is_down: false, layer, expert, part, host_slot, slot });
+                device.table.filled(unit, bit(part));
+                self.device_stats.get_or_insert_default().copied_bytes += bytes;
             }
         }
     }
@@ -139,34 +92,20 @@ impl Streamer {
 mod tests {
     use super::*;
 
-    fn share(copy: f64, compute: f64, n: usize, may_divide: bool) -> (usize, usize) {
-        let cost = AssistCost {
+    #[test]
+    fn both_sides_end_soonest() {
+        let cost = |copy: f64, compute: f64| AssistCost {
             copy_s_per_byte: copy / 1e9,
             compute_s_per_byte: compute / 1e9,
             fixed_s: 0.1,
         };
-        let bytes = (600_000_000, 300_000_000);
-        let counts = cost.share(n, bytes, may_divide);
-        (counts.whole, counts.gated)
-    }
-
-    #[test]
-    fn both_sides_end_soonest() {
-        for may_divide in [false, true] {
-            // Computing is hopeless, or all that makes sense.
-            assert_eq!([1, 2, 4].map(|n| share(1.0, 10.0, n, may_divide)), [(0, 0); 3]);
-            assert_eq!([1, 2].map(|n| share(10.0, 1.0, n, may_divide)), [(1, 0), (2, 0)]);
-        }
+        let share = |copy, compute, n| cost(copy, compute).host_share(n, 1_000_000_000);
+        // Computing is hopeless, or all that makes sense.
+        assert_eq!([1, 2, 4].map(|n| share(1.0, 10.0, n)), [0, 0, 0]);
+        assert_eq!([1, 2, 4].map(|n| share(10.0, 1.0, n)), [1, 2, 4]);
         // Both are as fast: half each, and what can't be halved is copied, which has no fixed cost.
-        let whole = [0, 1, 2, 3, 4].map(|n| share(1.0, 1.0, n, false).0);
-        assert_eq!(whole, [0, 0, 1, 1, 2]);
-        // A single one is divided: 0.3 s of copying beside 0.1 + 0.6 s of computing.
-        assert_eq!([1, 2, 3].map(|n| share(1.0, 1.0, n, true)), [(0, 1), (1, 0), (0, 2)]);
-    }
-
-    #[test]
-    fn tiny_experts_are_not_worth_asking() {
-        let cost = AssistCost { copy_s_per_byte: 1e-9, compute_s_per_byte: 5e-10, fixed_s: 0.1 };
-        assert_eq!(cost.share(4, (7_000, 3_000), true), Counts { whole: 0, gated: 0 });
+        assert_eq!([0, 1, 2, 3, 4].map(|n| share(1.0, 1.0, n)), [0, 0, 1, 1, 2]);
+        // For tiny experts asking costs more than it brings.
+        assert_eq!(cost(1.0, 0.5).host_share(4, 10_000), 0);
     }
 }

@@ -25,9 +25,6 @@ pub struct DeviceStats {
     pub copied_bytes: u64,
     /// Experts that the CPU computed where they lay.
     pub computed_in_place: u64,
-    /// Experts whose gated product the CPU computed while their down projection was copied; they are
-    /// among those looked up.
-    pub computed_in_part: u64,
 }
 
 impl DeviceStats {
@@ -38,7 +35,6 @@ impl DeviceStats {
             host_hits: self.host_hits + other.host_hits,
             copied_bytes: self.copied_bytes + other.copied_bytes,
             computed_in_place: self.computed_in_place + other.computed_in_place,
-            computed_in_part: self.computed_in_part + other.computed_in_part,
         }
     }
 
@@ -49,7 +45,6 @@ impl DeviceStats {
             host_hits: self.host_hits - earlier.host_hits,
             copied_bytes: self.copied_bytes - earlier.copied_bytes,
             computed_in_place: self.computed_in_place - earlier.computed_in_place,
-            computed_in_part: self.computed_in_part - earlier.computed_in_part,
         }
     }
 }

@@ -25,7 +25,7 @@ use hypura_tier::{EarlyRouter, Parts, SlotState, SlotTable, TableSpec, TraceShap
 
 use ahead::Ahead;
 pub use ahead::AheadStats;
-pub use assist::AssistCost;
+pub(crate) use assist::AssistCost;
 use device::Device;
 pub use device::DeviceStats;
 use device_ring::DeviceRing;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hypura_io as io;
 use hypura_llama::tiered::{
-    HostShare, MatrixPlace, MatrixUpload, Residency, ResidencyError, Routing, Upload, Uploads,
+    MatrixPlace, MatrixUpload, Residency, ResidencyError, Routing, Upload, Uploads,
 };
 use hypura_tier::{Parts, UnitId};
 
@@ -128,18 +128,12 @@ impl Residency for Streamer {
         self.take_guessed(copies);
     }
 
-    fn host_share(&mut self, layer: u32, experts: &[u32], share: &mut HostShare) {
-        self.share_with_host(layer, experts, share);
+    fn host_share(&mut self, layer: u32, experts: &[u32], host: &mut Vec<u32>) {
+        self.share_with_host(layer, experts, host);
     }
 
-    fn admit(
-        &mut self,
-        layer: u32,
-        share: &HostShare,
-        host_slots: &[u32],
-        copies: &mut Vec<Upload>,
-    ) {
-        self.admit_to_device(layer, share, host_slots, copies);
+    fn admit(&mut self, layer: u32, experts: &[u32], host_slots: &[u32], copies: &mut Vec<Upload>) {
+        self.admit_to_device(layer, experts, host_slots, copies);
     }
 
     fn is_at_rest(&self) -> bool {

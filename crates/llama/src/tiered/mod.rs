@@ -211,23 +211,16 @@ pub trait Residency: Send {
         let _ = copies;
     }
 
-    /// For a device with memory of its own, before [`Residency::device_experts`]: which of `experts`
-    /// (sorted) are to be computed where they lie in host memory.
-    fn host_share(&mut self, layer: u32, experts: &[u32], share: &mut HostShare) {
-        let _ = (layer, experts, share);
+    /// For a device with memory of its own, before [`Residency::device_experts`]: appends those of
+    /// `experts` (sorted) that are to be computed where they lie in host memory, sorted.
+    fn host_share(&mut self, layer: u32, experts: &[u32], host: &mut Vec<u32>) {
+        let _ = (layer, experts, host);
     }
 
-    /// A share of the experts of `layer` was computed in these slots of host memory (first those of
-    /// the experts computed whole): appends those copies to the device that are worth while for
-    /// later tokens. Nobody waits for them.
-    fn admit(
-        &mut self,
-        layer: u32,
-        share: &HostShare,
-        host_slots: &[u32],
-        copies: &mut Vec<Upload>,
-    ) {
-        let _ = (layer, share, host_slots, copies);
+    /// The experts of `layer` were computed in the slots of host memory: appends those copies to
+    /// the device that are worth while for later tokens. Nobody waits for them.
+    fn admit(&mut self, layer: u32, experts: &[u32], host_slots: &[u32], copies: &mut Vec<Upload>) {
+        let _ = (layer, experts, host_slots, copies);
     }
 
     /// Of the copies that [`Residency::device_matrix`] gave, those up to this serial number are done.
@@ -293,29 +286,6 @@ pub struct Upload {
     pub host_slot: u32,
     /// The slot in the device's memory.
     pub slot: u32,
-}
-
-/// What the CPU computes of one token's experts in a layer, in host memory. Both sorted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HostShare {
-    /// Experts of which it computes everything.
-    pub whole: Vec<u32>,
-    /// Experts of which it computes what is gated, `glu(gate x, up x)`. Their down projection is
-    /// computed by the device, and is all that has to be there.
-    pub gated: Vec<u32>,
-}
-
-impl HostShare {
-    /// Whether there is nothing to do.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.whole.is_empty() && self.gated.is_empty()
-    }
-
-    /// All of them, in the order of their slots: first those computed whole.
-    pub fn experts(&self) -> impl Iterator<Item = u32> {
-        self.whole.iter().chain(&self.gated).copied()
-    }
 }
 
 /// Where a matrix lies in host memory, in bytes.

@@ -5,6 +5,7 @@
 //! is copied while the device is still computing what comes before that layer's own router.
 
 use std::collections::HashMap;
+use std::ptr::null_mut;
 
 use llama_cpp_sys_2 as sys;
 
@@ -15,9 +16,8 @@ use super::super::group::Stream;
 use super::super::passes::{Descriptions, PassScratch};
 use super::super::predict::{self, Router, Step};
 use super::Walk;
-use super::remap::Kept;
 use super::stage::Pinned;
-use crate::abi::{Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};
+use crate::abi::{Buffer, Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};
 
 /// Memory for guesses, and what was computed once.
 pub(super) struct Ahead {
@@ -25,10 +25,17 @@ pub(super) struct Ahead {
     scored: Event,
     raw: Pinned,
     /// By layer and later layer: the ratio of their norms' weights, on the device.
-    ratios: HashMap<(u32, u32), (Kept, *mut Tensor)>,
+    ratios: HashMap<(u32, u32), Ratio>,
     /// Biases of routers, by the address of their tensor.
     biases: HashMap<usize, Vec<f32>>,
     scores: Vec<f32>,
+}
+
+/// A vector on the device that stays.
+struct Ratio {
+    ctx: *mut sys::ggml_context,
+    buffer: Buffer,
+    tensor: *mut Tensor,
 }
 
 /// Scores that are on their way.
@@ -61,7 +68,7 @@ impl Ahead {
     ) -> Option<*mut Tensor> {
         let (Some(from), Some(to)) = (here.norm, there.norm) else { return None };
         if let Some(ratio) = self.ratios.get(&(now, later)) {
-            return Some(ratio.1);
+            return Some(ratio.tensor);
         }
         // SAFETY: the norms' weights are alive; the new tensor stays until `Drop`.
         unsafe {
@@ -69,11 +76,24 @@ impl Ahead {
             predict::read_f32(context, from, &mut below);
             predict::read_f32(context, to, &mut above);
             let values = predict::ratio_of(&above, &below);
+            let ctx = sys::ggml_init(sys::ggml_init_params {
+                mem_size: sys::ggml_tensor_overhead() * 2,
+                mem_buffer: null_mut(),
+                no_alloc: true,
+            });
+            if ctx.is_null() {
+                return None;
+            }
             let n = i64::try_from(values.len()).unwrap_or(0);
-            let describe = |c| sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_F32, n);
-            let (kept, tensor) = Kept::new(context, 1, describe)?;
+            let tensor = sys::ggml_new_tensor_1d(ctx, sys::GGML_TYPE_F32, n);
+            let own = sys::ggml_backend_dev_buffer_type(context.device.inner);
+            let buffer = sys::ggml_backend_alloc_ctx_tensors_from_buft(ctx, own);
+            if buffer.is_null() {
+                sys::ggml_free(ctx);
+                return None;
+            }
             super::super::passes::set(context, tensor, &values);
-            self.ratios.insert((now, later), (kept, tensor));
+            self.ratios.insert((now, later), Ratio { ctx, buffer, tensor });
             Some(tensor)
         }
     }
@@ -85,6 +105,10 @@ impl Drop for Ahead {
         unsafe {
             if !self.scored.is_null() {
                 sys::ggml_backend_event_free(self.scored);
+            }
+            for ratio in self.ratios.values() {
+                sys::ggml_backend_buffer_free(ratio.buffer);
+                sys::ggml_free(ratio.ctx);
             }
         }
     }
@@ -218,13 +242,11 @@ impl Walk<'_> {
                     }
                 }
             }
-            let Stream { residency, .. } = &mut *self.stream;
+            let Stream { memory, residency, .. } = &mut *self.stream;
             residency.predicted(layer, &ahead.scores, asked.n_used);
             let mut copies = std::mem::take(&mut self.stage.copies);
             copies.clear();
             residency.guessed(&mut copies);
-            self.note_guessed(layer, &copies)?;
-            let memory = &self.stream.memory;
             for copy in &copies {
                 super::begin(self.stage, memory, copy)?;
             }

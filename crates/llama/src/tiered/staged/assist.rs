@@ -2,11 +2,9 @@
 //!
 //! One token's experts are independent rows until they are weighted and summed. For those that are
 //! not in the device's memory, the CPU computes `down(glu(gate x, up x))` from the slots in host
-//! memory, and its rows are written over those of the device's last product. Or it computes `glu(gate
-//! x, up x)` while `down` is copied to the device, its rows are written over those that go into the
-//! last product, and the rest is copied when nobody waits for the link. The sum is the graph's own,
-//! in its order. The CPU rounds otherwise than the device, so the answer depends on which expert is
-//! where: it is the same for the same history, and off unless asked for.
+//! memory, and its rows are written over those of the device's last product. The sum is the graph's
+//! own, in its order. The CPU rounds otherwise than the device, so the answer depends on which
+//! expert is where: it is the same for the same history, and off unless asked for.
 
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -16,7 +14,7 @@ use llama_cpp_sys_2 as sys;
 use super::super::compute::{Stop, status};
 use super::super::group::Stream;
 use super::super::passes::Descriptions;
-use super::super::{HostShare, StreamKind, graph};
+use super::super::{StreamKind, graph};
 use super::Walk;
 use super::stage::Pinned;
 use crate::abi::{Backend, Dev, TENSOR_FLAG_COMPUTE, Tensor};
@@ -33,8 +31,7 @@ pub(super) struct Assist {
     backend: Backend,
     /// The layer's input.
     input: Pinned,
-    /// What is gated, and the last product's rows, on their way to the device.
-    gated: Pinned,
+    /// The rows on their way to the device.
     rows: Pinned,
     /// What lies between.
     scratch: Pinned,
@@ -56,7 +53,6 @@ impl Assist {
             Some(Assist {
                 backend,
                 input: Pinned::new(device),
-                gated: Pinned::new(device),
                 rows: Pinned::new(device),
                 scratch: Pinned::new(cpu.device),
                 _threads: Arc::clone(threads),
@@ -82,15 +78,10 @@ pub(super) struct Shared {
     pub(super) glu: *mut Tensor,
     /// The last product's node.
     pub(super) down: usize,
-    pub(super) share: HostShare,
-    /// Its experts' slots in host memory.
-    slots: Vec<u32>,
-    /// What is gated of them, once it is computed.
-    gated: Option<Computed>,
-}
-
-fn no_pool(layer: u32) -> Stop {
-    Stop::Internal(format!("layer {layer} has no pool"))
+    /// Sorted.
+    pub(super) experts: Vec<u32>,
+    /// Their slots in host memory.
+    pub(super) slots: Vec<u32>,
 }
 
 impl Walk<'_> {
@@ -167,64 +158,46 @@ impl Walk<'_> {
                 up,
                 glu,
                 down,
-                share: HostShare::default(),
+                experts: Vec::new(),
                 slots: Vec::new(),
-                gated: None,
             })
         }
     }
 
-    /// Computes what is gated of the CPU's share, while what the device lacks is copied to it.
+    /// Launches the layer's products, computes the CPU's share meanwhile, and writes its rows.
     ///
     /// # Safety
-    /// As [`super::graph`]; the layer's input is there.
-    pub(super) unsafe fn begin_shared(
-        &mut self,
-        layer: u32,
-        shared: &mut Shared,
-    ) -> Result<(), Stop> {
-        let Stream { memory, residency, .. } = &mut *self.stream;
-        let parts = memory.parts_of_layer(layer);
-        let experts: Vec<u32> = shared.share.experts().collect();
-        residency.experts(layer, &experts, parts, &mut shared.slots)?;
-        residency.wait(layer, parts)?;
-        let pools = (memory.pool_tensor(layer, GATE), memory.pool_tensor(layer, UP));
-        let (Some(gate), Some(up)) = pools else { return Err(no_pool(layer)) };
-        let Some(assist) = &mut self.stage.assist else { return Ok(()) };
-        // SAFETY: the caller's promise; pools are alive, and the experts are in their slots.
-        shared.gated = Some(unsafe { assist.compute_gated(shared, (gate, up))? });
-        Ok(())
-    }
-
-    /// Launches the layer's last product, and writes the CPU's rows.
-    ///
-    /// # Safety
-    /// As [`super::graph`]; the walk is at the layer's last product, and what comes before it is
-    /// launched.
+    /// As [`super::graph`]; the walk is at the layer's last product.
     pub(super) unsafe fn finish_shared(&mut self, layer: u32) -> Result<(), Stop> {
         let Some(shared) = self.layer.as_mut().and_then(|layer| layer.shared.take()) else {
             return Ok(());
         };
-        let HostShare { whole, gated } = &shared.share;
         // SAFETY: the caller's promise.
         unsafe {
-            if let Some(rows) = shared.gated {
-                self.write_rows(shared.glu, gated, rows.skip(whole.len()));
-            }
             self.launch_to(shared.down + 1)?;
-            if !whole.is_empty() {
-                let down = self.stream.memory.pool_tensor(layer, DOWN);
-                let down = down.ok_or_else(|| no_pool(layer))?;
-                let Some(assist) = &mut self.stage.assist else { return Ok(()) };
-                let rows = assist.compute_down(&shared, down)?;
-                self.write_rows(self.nodes[shared.down], whole, rows);
+            let Stream { memory, residency, scratch } = &mut *self.stream;
+            let parts = memory.parts_of_layer(layer);
+            residency.wait(layer, parts)?;
+            let pool = |part| memory.pool_tensor(layer, part);
+            let pools = (pool(GATE), pool(UP), pool(DOWN));
+            let (Some(gate), Some(up), Some(down)) = pools else {
+                return Err(Stop::Internal(format!("layer {layer} has no pool")));
+            };
+            let Some(assist) = &mut self.stage.assist else { return Ok(()) };
+            let row_bytes = assist.compute(&shared, (gate, up, down))?;
+            let node = self.nodes[shared.down];
+            for (k, id) in scratch.ids.iter().enumerate() {
+                let Ok(at) = shared.experts.binary_search(&id.unsigned_abs()) else { continue };
+                let row = assist.rows_at().add(at * row_bytes).cast();
+                let offset = k * (&(*node).nb)[1];
+                let inner = self.context.inner;
+                sys::ggml_backend_tensor_set_async(inner, node, row, offset, row_bytes);
             }
-            let residency = &mut self.stream.residency;
             let mut copies = std::mem::take(&mut self.stage.copies);
             copies.clear();
-            residency.admit(layer, &shared.share, &shared.slots, &mut copies);
+            residency.admit(layer, &shared.experts, &shared.slots, &mut copies);
             for copy in &copies {
-                super::begin(self.stage, &self.stream.memory, copy)?;
+                super::begin(self.stage, memory, copy)?;
             }
             if !copies.is_empty() {
                 self.stage.end_admission(layer);
@@ -233,46 +206,21 @@ impl Walk<'_> {
             Ok(())
         }
     }
-
-    /// Writes the rows of `experts` (sorted) over the device's, where the router chose them.
-    ///
-    /// # Safety
-    /// As [`super::graph`]; the node has one row for each choice.
-    unsafe fn write_rows(&self, node: *mut Tensor, experts: &[u32], rows: Computed) {
-        for (k, id) in self.stream.scratch.ids.iter().enumerate() {
-            let Ok(at) = experts.binary_search(&id.unsigned_abs()) else { continue };
-            // SAFETY: the caller's promise.
-            unsafe {
-                let row = rows.start.add(at * rows.row_bytes).cast();
-                let offset = k * (&(*node).nb)[1];
-                let inner = self.context.inner;
-                sys::ggml_backend_tensor_set_async(inner, node, row, offset, rows.row_bytes);
-            }
-        }
-    }
-}
-
-/// Rows in host memory, one after the other.
-#[derive(Clone, Copy)]
-struct Computed {
-    start: *const u8,
-    row_bytes: usize,
-}
-
-impl Computed {
-    /// Those behind the first `n`, of which there are as many.
-    fn skip(self, n: usize) -> Computed {
-        Computed { start: self.start.wrapping_add(n * self.row_bytes), ..self }
-    }
 }
 
 impl Assist {
-    /// Computes `glu(gate x, up x)` of all experts of the CPU.
-    unsafe fn compute_gated(
+    fn rows_at(&self) -> *const u8 {
+        // SAFETY: the buffer was made when rows were computed into it.
+        unsafe { sys::ggml_backend_buffer_get_base(self.rows.buffer()).cast::<u8>() }
+    }
+
+    /// Computes the rows of the CPU's experts, one after the other; the bytes of one.
+    unsafe fn compute(
         &mut self,
         shared: &Shared,
-        (gate, up): (*mut Tensor, *mut Tensor),
-    ) -> Result<Computed, Stop> {
+        (gate, up, down): (*mut Tensor, *mut Tensor, *mut Tensor),
+    ) -> Result<usize, Stop> {
+        let failed = || Stop::Status(sys::GGML_STATUS_ALLOC_FAILED);
         // SAFETY: pools and the read input are alive; what is described here gets memory of ours.
         unsafe {
             let ctx = Descriptions::new()?;
@@ -286,78 +234,32 @@ impl Assist {
             (*upped).op_params = (*shared.up).op_params;
             let glu = sys::ggml_glu_split(c, gated, upped, sys::ggml_get_glu_op(shared.glu));
             (*glu).op_params = (*shared.glu).op_params;
+            let rows = sys::ggml_mul_mat_id(c, down, glu, ids);
 
+            let between = [ids, gated, upped, glu];
+            let size = |t: *mut Tensor| sys::ggml_nbytes(t).next_multiple_of(64);
             self.scratch.clear();
-            place(&mut self.scratch, &[ids, gated, upped])?;
-            sys::ggml_backend_tensor_alloc(self.input.buffer(), x, shared.input.cast());
-            self.gated.clear();
-            place(&mut self.gated, &[glu])?;
-            write_ids(ids, &shared.slots);
-            self.run(c, &[gated, upped, glu])?;
-            Ok(Computed { start: (*glu).data.cast(), row_bytes: (&(*glu).nb)[1] })
-        }
-    }
-
-    /// Multiplies what was gated with the down projections of those experts that the CPU computes
-    /// whole.
-    unsafe fn compute_down(
-        &mut self,
-        shared: &Shared,
-        down: *mut Tensor,
-    ) -> Result<Computed, Stop> {
-        // SAFETY: as above; the gated rows of these experts are the first ones.
-        unsafe {
-            let ctx = Descriptions::new()?;
-            let c = ctx.as_ptr();
-            let slots = &shared.slots[..shared.share.whole.len()];
-            let n = i64::try_from(slots.len()).unwrap_or(0);
-            let x = sys::ggml_new_tensor_3d(c, sys::GGML_TYPE_F32, (&(*down).ne)[0], n, 1);
-            let ids = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, n, 1);
-            let rows = sys::ggml_mul_mat_id(c, down, x, ids);
-
-            let base = sys::ggml_backend_buffer_get_base(self.gated.buffer());
-            sys::ggml_backend_tensor_alloc(self.gated.buffer(), x, base);
-            self.scratch.clear();
-            place(&mut self.scratch, &[ids])?;
-            self.rows.clear();
-            place(&mut self.rows, &[rows])?;
-            write_ids(ids, slots);
-            self.run(c, &[rows])?;
-            Ok(Computed { start: (*rows).data.cast(), row_bytes: (&(*rows).nb)[1] })
-        }
-    }
-
-    /// Computes nodes, in their order.
-    unsafe fn run(&self, c: *mut sys::ggml_context, nodes: &[*mut Tensor]) -> Result<(), Stop> {
-        // SAFETY: described in `c`, with memory.
-        unsafe {
-            let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
-            for &node in nodes {
-                (*node).flags |= TENSOR_FLAG_COMPUTE;
-                sys::ggml_graph_add_node(small, node);
+            let room = self.scratch.take(between.iter().map(|&t| size(t)).sum());
+            let mut at = room.ok_or_else(failed)?;
+            for tensor in between {
+                sys::ggml_backend_tensor_alloc(self.scratch.buffer(), tensor, at.cast());
+                at = at.add(size(tensor));
             }
-            status(sys::ggml_backend_graph_compute(self.backend, small))
+            sys::ggml_backend_tensor_alloc(self.input.buffer(), x, shared.input.cast());
+            self.rows.clear();
+            let room = self.rows.take(sys::ggml_nbytes(rows)).ok_or_else(failed)?;
+            sys::ggml_backend_tensor_alloc(self.rows.buffer(), rows, room.cast());
+            let slots: Vec<i32> =
+                shared.slots.iter().map(|&slot| i32::try_from(slot).unwrap_or(0)).collect();
+            std::ptr::copy_nonoverlapping(slots.as_ptr(), (*ids).data.cast(), slots.len());
+
+            let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
+            for step in [gated, upped, glu, rows] {
+                (*step).flags |= TENSOR_FLAG_COMPUTE;
+                sys::ggml_graph_add_node(small, step);
+            }
+            status(sys::ggml_backend_graph_compute(self.backend, small))?;
+            Ok((&(*rows).nb)[1])
         }
     }
-}
-
-/// Gives tensors their memory, one after the other.
-unsafe fn place(memory: &mut Pinned, tensors: &[*mut Tensor]) -> Result<(), Stop> {
-    // SAFETY: described, and without memory.
-    unsafe {
-        let size = |t: *mut Tensor| sys::ggml_nbytes(t).next_multiple_of(64);
-        let room = memory.take(tensors.iter().map(|&t| size(t)).sum());
-        let mut at = room.ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?;
-        for &tensor in tensors {
-            sys::ggml_backend_tensor_alloc(memory.buffer(), tensor, at.cast());
-            at = at.add(size(tensor));
-        }
-        Ok(())
-    }
-}
-
-unsafe fn write_ids(ids: *mut Tensor, slots: &[u32]) {
-    let slots: Vec<i32> = slots.iter().map(|&slot| i32::try_from(slot).unwrap_or(0)).collect();
-    // SAFETY: a tensor in host memory of this length.
-    unsafe { std::ptr::copy_nonoverlapping(slots.as_ptr(), (*ids).data.cast(), slots.len()) };
 }

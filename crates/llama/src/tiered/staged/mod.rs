@@ -18,10 +18,8 @@ mod ahead;
 mod assist;
 mod matrices;
 mod passes;
-mod remap;
 mod stage;
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -35,7 +33,7 @@ use super::compute::{self, Restore, STOPPED, Stop, Use, status};
 use super::device::BackendContext;
 use super::group::Stream;
 use super::predict::Router;
-use super::{HostShare, Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
+use super::{Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
 use crate::abi::{self, Graph, Tensor};
 
 /// Computes `graph` on the wrapped backend, without waiting for its end.
@@ -230,24 +228,14 @@ impl Walk<'_> {
     /// Waits until the device has done everything that it was given.
     fn wait(&mut self) {
         let begin = Instant::now();
-        // SAFETY: a live backend.
-        unsafe { sys::ggml_backend_synchronize(self.context.inner) };
-        self.stage.turn_tables();
-        self.waited(begin);
-    }
-
-    /// Waits until the choice that was asked for is there.
-    fn wait_for_choice(&mut self) {
-        let begin = Instant::now();
-        // SAFETY: a live backend; it was asked for.
-        unsafe { self.stage.wait_for_choice(self.context) };
-        self.waited(begin);
-    }
-
-    fn waited(&mut self, begin: Instant) {
-        if self.stream.residency.reuses_host_slots() {
-            self.context.device.shared.wait_for_copies();
+        // SAFETY: live backends.
+        unsafe {
+            sys::ggml_backend_synchronize(self.context.inner);
+            if self.stream.residency.reuses_host_slots() {
+                self.context.device.shared.wait_for_copies();
+            }
         }
+        self.stage.tables.clear();
         self.stream.residency.compute_time(begin.elapsed());
     }
 
@@ -281,16 +269,9 @@ impl Walk<'_> {
                 return Ok(());
             }
             if state.fits {
-                // Where the CPU may come in between, so that these are the same parts each time.
-                let is_last = part == assist::DOWN && state.n_tokens == 1;
-                let (remapped, is_cut) = (state.remapped, is_last && self.stage.assist.is_some());
-                if is_cut {
-                    self.launch_to(i)?;
-                }
                 self.restore.note(node);
                 (*node).src[0] = slots.tensor;
-                (*node).src[2] = remapped;
-                let Some(state) = &self.layer else { return Ok(()) };
+                (*node).src[2] = state.remapped;
                 if state.shared.as_ref().is_some_and(|shared| shared.down == i) {
                     return self.finish_shared(layer);
                 }
@@ -345,27 +326,22 @@ impl Walk<'_> {
         // SAFETY: as `run`; `ids` is alive and computed before what we read of it.
         unsafe {
             self.launch_to(i)?;
-            let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
-            let (weights, x) = ((*self.nodes[i]).src[0], (*self.nodes[i]).src[1]);
-            let shape = (graph::dim(weights, 2), n_used, n_tokens);
             let bytes = sys::ggml_nbytes(ids);
             let raw = self.stage.raw(bytes)?;
             sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
             let mut shared = self.read_input(layer, ids)?;
-            self.stage.end_choice(self.context);
             // While the device computes.
             self.book()?;
             self.copy_ahead(layer)?;
-            if n_tokens == 1 {
-                self.look_up(layer, ids, shape.0)?;
-            }
-            self.wait_for_choice();
+            self.wait();
+            let x = (*self.nodes[i]).src[1];
             let raw = std::slice::from_raw_parts(raw, bytes);
             let Stream { memory, residency, scratch } = &mut *self.stream;
             graph::table(ids, raw, &mut scratch.ids);
             if scratch.ids.iter().any(|&id| id < 0) {
                 return Err(Stop::Internal(format!("layer {layer} has a negative expert")));
             }
+            let (n_used, n_tokens) = (graph::dim(ids, 0), graph::dim(ids, 1));
             scratch.find_needed();
             let parts = memory.parts_of_layer(layer);
             scratch.slots.clear();
@@ -374,7 +350,7 @@ impl Walk<'_> {
                     self.ask_ahead(layer, n_used, x)?;
                 }
                 self.stage.compute_after_admission(self.context, layer);
-                let remapped = self.remap(layer, shape, Stage::set)?;
+                let remapped = self.remap(layer, (n_used, n_tokens), Stage::set)?;
                 self.deferred = Some((layer, Deferred::Booking));
                 self.layer = Some(Layer { remapped, ..Layer::new(layer, ids, true) });
                 return Ok(());
@@ -389,41 +365,29 @@ impl Walk<'_> {
             let mut remapped = std::ptr::null_mut();
             if fits {
                 if let Some(shared) = &mut shared {
-                    residency.host_share(layer, &scratch.needed, &mut shared.share);
-                    let HostShare { whole, gated } = &shared.share;
-                    let is_in = |of: &[u32], expert: &u32| of.binary_search(expert).is_ok();
-                    scratch.needed.retain(|e| !is_in(whole, e) && !is_in(gated, e));
+                    residency.host_share(layer, &scratch.needed, &mut shared.experts);
+                    let host = &shared.experts;
+                    scratch.needed.retain(|expert| host.binary_search(expert).is_err());
                 }
                 let slots = &mut scratch.slots;
                 residency.device_experts(layer, &scratch.needed, parts, slots)?;
-                if let Some(Shared { share, .. }) = &shared {
-                    residency.device_experts(layer, &share.gated, 1 << assist::DOWN, slots)?;
-                    scratch.needed.extend(&share.gated);
-                    let all = scratch.needed.drain(..).zip(slots.drain(..));
-                    let all: BTreeMap<u32, u32> = all.collect();
-                    scratch.needed.extend(all.keys());
-                    slots.extend(all.values());
-                }
-                // Nothing reads the table but what looks slots up, and behind the copies it would be
-                // late.
-                if n_tokens == 1 {
-                    self.stage.copy_after_look_up();
-                }
-                remapped = self.remap(layer, shape, Stage::set_ahead)?;
+                // Nothing that is under way reads the table, and behind the copies it would be late.
+                remapped = self.remap(layer, (n_used, n_tokens), Stage::set_ahead)?;
                 let Stream { memory, residency, .. } = &mut *self.stream;
                 begin_uploads(self.stage, memory, residency.as_mut())?;
-                shared = shared.filter(|shared| !shared.share.is_empty());
-                if let Some(shared) = &mut shared {
-                    self.begin_shared(layer, shared)?;
-                }
                 // Before what waits for the copies.
                 if n_tokens == 1 {
                     self.ask_ahead(layer, n_used, x)?;
                 }
                 self.stage.compute_after_copies(self.context);
                 self.stage.compute_after_admission(self.context, layer);
+                let residency = &mut self.stream.residency;
+                if let Some(shared) = &mut shared {
+                    let Shared { experts, slots, .. } = shared;
+                    residency.experts(layer, experts, parts, slots)?;
+                }
             }
-            let shared = shared.filter(|_| fits);
+            let shared = shared.filter(|shared| fits && !shared.experts.is_empty());
             self.layer = Some(Layer { remapped, shared, ..Layer::new(layer, ids, fits) });
             Ok(())
         }
@@ -446,6 +410,40 @@ impl Walk<'_> {
         let parts = memory.parts_of_layer(layer);
         residency.device_experts(layer, &scratch.needed, parts, &mut scratch.slots)?;
         Ok(())
+    }
+
+    /// Tells the device which slot each expert of the choice has.
+    unsafe fn remap(
+        &mut self,
+        layer: u32,
+        (n_used, n_tokens): (usize, usize),
+        set: unsafe fn(&mut Stage, &BackendContext, *mut Tensor, &[i32]) -> Result<(), Stop>,
+    ) -> Result<*mut Tensor, Stop> {
+        let Stream { memory, scratch, .. } = &mut *self.stream;
+        let front =
+            memory.front(self.stage.device).ok_or_else(|| Stop::Internal("no slots".into()))?;
+        let too_many = || Stop::Internal("too many ids".into());
+        if scratch.slots.iter().any(|&slot| slot >= front.n_slots(layer)) {
+            return Err(Stop::Internal(format!("layer {layer} got a slot that is not")));
+        }
+        scratch.remapped.clear();
+        for id in &scratch.ids {
+            // What the CPU computes takes any slot here: its row is written over.
+            let at = scratch.needed.binary_search(&id.unsigned_abs()).unwrap_or(0);
+            let slot = scratch.slots.get(at).copied().unwrap_or(0);
+            scratch.remapped.push(i32::try_from(slot).unwrap_or(0));
+        }
+        // SAFETY: the table is the front's; it has room for as many ids as a micro-batch has.
+        unsafe {
+            let table = front.ids(layer).ok_or_else(too_many)?;
+            let buffer_bytes = sys::ggml_backend_buffer_get_size((*table).buffer);
+            if scratch.remapped.len() * 4 > buffer_bytes {
+                return Err(too_many());
+            }
+            graph::reshape(table, n_used, n_tokens);
+            set(self.stage, self.context, table, &scratch.remapped)?;
+            Ok(table)
+        }
     }
 }
 

@@ -11,7 +11,6 @@ use super::super::passes::PassScratch;
 use super::super::{MatrixUpload, Upload};
 use super::ahead::Ahead;
 use super::assist::Assist;
-use super::remap::SlotTables;
 use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
 use crate::threads::Threadpool;
 
@@ -33,18 +32,14 @@ pub(in super::super) struct Stage {
     computed: [Event; 2],
     /// Recorded behind the copies for them.
     brought: [Event; 2],
-    /// Recorded behind a layer's choice on its way to the host, and behind what the device looks up.
-    chosen: Event,
-    looked_up: Event,
     /// Recorded behind the copies of matrices, by their serial numbers modulo the length.
     arrived: Vec<Event>,
     /// The newest matrix copied.
     newest: Option<u64>,
     /// What is read back.
     raw: Pinned,
-    /// What is written: what was written between two waits stays until the second one after them.
-    tables: [Pinned; 2],
-    turn: usize,
+    /// What is written.
+    pub(super) tables: Pinned,
     /// Recorded behind copies that nobody waited for, by the layer that they are for.
     admitted: Vec<(u32, Event)>,
     spare: Vec<Event>,
@@ -57,7 +52,6 @@ pub(in super::super) struct Stage {
     pub(super) matrices: Vec<MatrixUpload>,
     zeros: Pinned,
     pub(super) ahead: Ahead,
-    pub(super) slot_tables: SlotTables,
     /// Between the products of a pass.
     pub(super) pass: PassScratch,
     /// The tables of the groups of a pass, in turn.
@@ -92,13 +86,10 @@ impl Stage {
                 copied: event(),
                 computed: [event(), event()],
                 brought: [event(), event()],
-                chosen: event(),
-                looked_up: event(),
                 arrived: (0..MATRICES_MAX).map(|_| event()).collect(),
                 newest: None,
                 raw: Pinned::new(inner),
-                tables: [Pinned::new(inner), Pinned::new(inner)],
-                turn: 0,
+                tables: Pinned::new(inner),
                 admitted: Vec::new(),
                 spare: Vec::new(),
                 inner,
@@ -107,7 +98,6 @@ impl Stage {
                 matrices: Vec::new(),
                 zeros: Pinned::new(inner),
                 ahead: Ahead::new(inner),
-                slot_tables: SlotTables::default(),
                 pass: PassScratch::default(),
                 tables_of: Default::default(),
                 words: Vec::new(),
@@ -159,11 +149,6 @@ impl Stage {
         }
     }
 
-    /// Whether copies may be under way that nobody waited for.
-    pub(super) fn has_admitted(&self) -> bool {
-        !self.admitted.is_empty()
-    }
-
     /// What is launched from now on waits for copies that were admitted to this layer.
     ///
     /// # Safety
@@ -174,61 +159,6 @@ impl Stage {
             // SAFETY: the caller's promise.
             unsafe { sys::ggml_backend_event_wait(context.inner, event) };
             self.spare.push(event);
-        }
-    }
-
-    /// What was asked for so far of a layer's choice is on its way to the host.
-    ///
-    /// # Safety
-    /// As above.
-    pub(super) unsafe fn end_choice(&mut self, context: &BackendContext) {
-        if !self.chosen.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { sys::ggml_backend_event_record(self.chosen, context.inner) };
-        }
-    }
-
-    /// Waits for the choice, and so for everything that was launched before it.
-    ///
-    /// # Safety
-    /// As above; [`Stage::end_choice`] was called.
-    pub(super) unsafe fn wait_for_choice(&mut self, context: &BackendContext) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if self.chosen.is_null() {
-                sys::ggml_backend_synchronize(context.inner);
-            } else {
-                sys::ggml_backend_event_synchronize(self.chosen);
-            }
-        }
-        self.turn_tables();
-    }
-
-    /// What is written after what was written before the last wait is done.
-    pub(super) fn turn_tables(&mut self) {
-        self.turn = 1 - self.turn;
-        self.tables[self.turn].clear();
-    }
-
-    /// Marks that the device looks slots up.
-    ///
-    /// # Safety
-    /// As above.
-    pub(super) unsafe fn end_look_up(&mut self, context: &BackendContext) {
-        if !self.looked_up.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { sys::ggml_backend_event_record(self.looked_up, context.inner) };
-        }
-    }
-
-    /// Copies that begin from now on wait for the device to have looked slots up.
-    ///
-    /// # Safety
-    /// As above.
-    pub(super) unsafe fn copy_after_look_up(&mut self) {
-        if !self.looked_up.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { sys::ggml_backend_event_wait(self.copier, self.looked_up) };
         }
     }
 
@@ -390,14 +320,13 @@ impl Stage {
         values: &[T],
     ) -> Result<(), Stop> {
         let bytes = std::mem::size_of_val(values);
-        let at = match self.tables[self.turn].take(bytes) {
+        let at = match self.tables.take(bytes) {
             Some(at) => at,
             None => {
                 // SAFETY: live backends; afterwards nothing that was written is under way.
                 unsafe { self.synchronize(context) };
-                let tables = &mut self.tables[self.turn];
-                tables.clear();
-                tables.take(bytes).ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?
+                self.tables.clear();
+                self.tables.take(bytes).ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?
             }
         };
         // SAFETY: the caller's promise; `at` has room.
@@ -414,7 +343,7 @@ impl Drop for Stage {
         // SAFETY: made in `new`, freed once.
         unsafe {
             sys::ggml_backend_synchronize(self.copier);
-            let single = [self.copied, self.chosen, self.looked_up];
+            let single = [self.copied];
             let admitted = self.admitted.drain(..).map(|(_, event)| event);
             for event in single
                 .into_iter()
