@@ -4,9 +4,10 @@
 //! host's table as if the CPU wanted it, and copied up as its bytes arrive.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use hypura_llama::tiered::{ResidencyError, Upload, Uploads};
-use hypura_tier::{Claim, Grant, Parts, SlotTable, TableSpec, UnitId, Victim};
+use hypura_tier::{Claim, Grant, Parts, SlotId, SlotTable, TableSpec, UnitId, Victim};
 use serde::Serialize;
 
 use super::{Streamer, bit};
@@ -117,6 +118,30 @@ impl Device {
             victims: Vec::new(),
             grants: Vec::new(),
         })
+    }
+
+    /// Keeps what lies outside of `n` adjacent slots of a layer, until it is let go: what is worth the
+    /// least together lies inside. Each layer's slots are a pool of its own.
+    pub(super) fn begin_passage(&mut self, layer: u32, n: u32) -> Range<u32> {
+        let capacity = self.table.spec().slots_of_pool.get(layer as usize).copied().unwrap_or(0);
+        let window = n.min(capacity);
+        let units: Vec<Option<UnitId>> =
+            (0..capacity).map(|slot| self.table.unit_in(layer, SlotId(slot))).collect();
+        // Keys are logarithms: see `hypura_tier::Lrfu`.
+        let keys = units.iter().map(|unit| unit.map_or(f64::NEG_INFINITY, |u| self.table.key(u)));
+        let keys: Vec<f64> = keys.collect();
+        let warmest = keys.iter().copied().fold(f64::MIN, f64::max);
+        let worth = |keys: &[f64]| keys.iter().map(|key| (key - warmest).exp2()).sum::<f64>();
+        let windows = keys.windows(window as usize).map(worth);
+        let first = (0..).zip(windows).min_by(|(_, a), (_, b)| a.total_cmp(b));
+        let first = first.map_or(0, |(first, _)| first);
+        let inside = first..first + window;
+        for (slot, unit) in (0..).zip(units) {
+            if let Some(unit) = unit.filter(|_| !inside.contains(&slot)) {
+                self.table.hold(unit);
+            }
+        }
+        inside
     }
 
     /// After an interruption: what was granted and not copied is not there.
@@ -402,5 +427,46 @@ impl Streamer {
             }
             copies.push(upload);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_through_leaves_the_warmest_alone() {
+        let host = TableSpec {
+            n_experts: 12,
+            pool_of_layer: vec![0],
+            slots_of_pool: vec![12],
+            parts_of_layer: vec![Parts::ALL],
+        };
+        let mut device = Device::new(&host, vec![6], false).unwrap();
+        let bring = |device: &mut Device, experts: &[u32]| {
+            let mut grants = Vec::new();
+            device.table.acquire(0, experts, Parts::ALL, &mut grants).unwrap();
+            for &expert in experts {
+                device.table.filled(UnitId { layer: 0, expert }, Parts::ALL);
+            }
+            device.table.release_experts(0, experts);
+            grants.iter().map(|grant| grant.slot.0).collect::<Vec<_>>()
+        };
+        let slots = bring(&mut device, &[0, 1, 2, 3, 4, 5]);
+        assert_eq!(slots, [0, 1, 2, 3, 4, 5]);
+        // One is used often, others once, and two adjacent ones never.
+        for expert in [0, 1, 1, 1, 2, 5] {
+            device.table.note_routing(0, &[expert]);
+        }
+        assert_eq!(device.begin_passage(0, 2), 3..5);
+        let passed: Vec<u32> = (6..12).flat_map(|expert| bring(&mut device, &[expert])).collect();
+        assert!(passed.iter().all(|slot| (3..5).contains(slot)), "{passed:?}");
+        // What is kept can be used meanwhile.
+        assert_eq!(bring(&mut device, &[5, 1]), [5, 1]);
+        device.table.let_go(0);
+        let after = bring(&mut device, &[3, 4, 6]);
+        assert!(after.iter().any(|slot| !(3..5).contains(slot)), "{after:?}");
+        // As many as there are, or more: all of them.
+        assert_eq!(device.begin_passage(0, 9), 0..6);
     }
 }

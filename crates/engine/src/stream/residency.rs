@@ -1,5 +1,6 @@
 //! What the tiered backend asks of the streamer, in the order in which a graph is computed.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use hypura_io as io;
@@ -173,6 +174,16 @@ impl Residency for Streamer {
         self.groups += 1;
         if let Some(device) = &mut self.device {
             device.table.release_experts(layer, experts);
+        }
+    }
+
+    fn begin_passage(&mut self, layer: u32, n: u32) -> Range<u32> {
+        self.device.as_mut().map_or(0..0, |device| device.begin_passage(layer, n))
+    }
+
+    fn end_passage(&mut self, layer: u32) {
+        if let Some(device) = &mut self.device {
+            device.table.let_go(layer);
         }
     }
 

@@ -31,6 +31,7 @@ mod repacked;
 mod staged;
 
 use std::fmt;
+use std::ops::Range;
 
 pub use group::Tiered;
 pub use ledger::Allocated;
@@ -242,6 +243,19 @@ pub trait Residency: Send {
     /// now on: their slots on the device may be taken again.
     fn device_release(&mut self, layer: u32, experts: &[u32]) {
         let _ = (layer, experts);
+    }
+
+    /// More experts of a layer are about to pass through the device than it has slots. Until
+    /// [`Residency::end_passage`] only `n` adjacent slots (or all) are given to others: those where
+    /// the least is worth keeping. Which ones.
+    fn begin_passage(&mut self, layer: u32, n: u32) -> Range<u32> {
+        let _ = (layer, n);
+        0..u32::MAX
+    }
+
+    /// See [`Residency::begin_passage`].
+    fn end_passage(&mut self, layer: u32) {
+        let _ = layer;
     }
 
     /// All copies that were asked for have been made: what they came from may be taken again.

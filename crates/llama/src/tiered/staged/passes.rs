@@ -1,9 +1,10 @@
 //! A prompt's experts that do not fit the device's slots at once.
 //!
 //! As in [`super::super::passes`], groups of experts are done one after the other, and rows are
-//! gathered and scattered: `get_rows -> mul_mat_id -> set_rows`. Here a group takes at most half of
-//! the slots, so that the next one's bytes are copied while it is computed, and nothing is waited
-//! for: the copy stream waits for the group before the last one, whose slots it overwrites, and the
+//! gathered and scattered: `get_rows -> mul_mat_id -> set_rows`. Here what is missing passes through
+//! half of the slots, those of the coldest experts, so that the others are still there afterwards. A
+//! group takes at most half of these, so that the next one's bytes are copied while it is computed,
+//! and nothing is waited for: the copy stream waits for the group before the last one, whose slots it overwrites, and the
 //! compute stream for the copies. A group's tables go before its experts in the copy stream. In the
 //! compute stream they would wait for its experts, and then, in the device's copy engine, for those
 //! of the next group.
@@ -93,13 +94,16 @@ pub(super) unsafe fn run(
         return Err(Stop::Internal("a layer without slots on the device".into()));
     }
     let half = (capacity / 2).max(1);
+    // Two groups are under way.
+    let missing_max = (capacity / 4).max(1);
+    let inside = residency.begin_passage(layer, u32::try_from(2 * missing_max).unwrap_or(u32::MAX));
     // A few rows take the kernel for vectors, if the whole matmul would have.
     let rows_max = match job.n_tokens {
         n if n <= rows::VECTORS_MAX => rows::VECTORS_MAX,
         n => rows::rows_max(n),
     };
     let routed = Routed::new(&scratch.ids);
-    // Those that are there first, slot by slot.
+    // Those that are there first, slot by slot, and of them those that make room.
     let mut slots = Vec::new();
     let mut order: Vec<(Option<u32>, u32)> = routed
         .experts()
@@ -109,8 +113,13 @@ pub(super) unsafe fn run(
             (slots.first().copied(), expert)
         })
         .collect();
-    order.sort_by_key(|&(slot, expert)| (slot.is_none(), slot, expert));
+    let is_inside = |slot: Option<u32>| slot.is_some_and(|slot| inside.contains(&slot));
+    order.sort_by_key(|&(slot, expert)| (slot.is_none(), !is_inside(slot), slot, expert));
     let mut rest = order.as_slice();
+    let n_inside = rest.iter().filter(|&&(slot, _)| is_inside(slot)).count();
+    // While the only group is computed, what is missing must find room beside it.
+    let first_max = if n_inside > missing_max { n_there(rest).div_ceil(2) } else { half };
+    let limits = Limits { there: half.min(first_max), missing: missing_max, rows: rows_max };
     let mut groups: [Group; 2] = Default::default();
     // SAFETY: the caller's promise.
     let kept = unsafe { keep_input(context, &mut stage.kept, &job.steps)? };
@@ -137,7 +146,7 @@ pub(super) unsafe fn run(
         }
         let i = n_begun;
         n_begun += 1;
-        let (first, tail) = rest.split_at(group_len(rest, &routed, half, rows_max));
+        let (first, tail) = rest.split_at(limits.next(rest, &routed));
         rest = tail;
         let group = &mut groups[i % 2];
         let old = std::mem::take(&mut group.experts);
@@ -166,30 +175,43 @@ pub(super) unsafe fn run(
         unsafe { stage.copy_after_group(i) };
         residency.device_release(layer, &groups[i % 2].experts);
     }
+    residency.end_passage(layer);
     Ok(())
 }
 
-/// How many of `rest`, each with its slot if it is there, are done next.
-fn group_len(
-    rest: &[(Option<u32>, u32)],
-    routed: &Routed,
-    slots_max: usize,
-    rows_max: usize,
-) -> usize {
-    // What is there and what is not don't mix: their slots would lie far apart. Even groups: a small
-    // one at the end would use the device badly.
-    let is_there = |slot: &Option<u32>| slot.is_some() == rest[0].0.is_some();
-    let n_alike = rest.iter().take_while(|(slot, _)| is_there(slot)).count();
-    let even = n_alike.div_ceil(n_alike.div_ceil(slots_max));
-    let (mut n, mut n_rows) = (0, 0);
-    for &(_, expert) in &rest[..even] {
-        let more = routed.rows_of(expert).len();
-        if n > 0 && n_rows + more > rows_max {
-            break;
+/// How many experts of a list, each with its slot, are there: they come first.
+fn n_there(experts: &[(Option<u32>, u32)]) -> usize {
+    experts.iter().take_while(|(slot, _)| slot.is_some()).count()
+}
+
+/// The most that a group may have.
+struct Limits {
+    /// Experts, if they are there, and if not.
+    there: usize,
+    missing: usize,
+    rows: usize,
+}
+
+impl Limits {
+    /// How many of `rest`, of which those that are there come first, are done next. They don't mix:
+    /// their slots would lie far apart. Even groups: a small one at the end would use the device
+    /// badly.
+    fn next(&self, rest: &[(Option<u32>, u32)], routed: &Routed) -> usize {
+        let (n_alike, limit) = match n_there(rest) {
+            0 => (rest.len(), self.missing),
+            n => (n, self.there),
+        };
+        let even = n_alike.div_ceil(n_alike.div_ceil(limit));
+        let (mut n, mut n_rows) = (0, 0);
+        for &(_, expert) in &rest[..even] {
+            let more = routed.rows_of(expert).len();
+            if n > 0 && n_rows + more > self.rows {
+                break;
+            }
+            (n, n_rows) = (n + 1, n_rows + more);
         }
-        (n, n_rows) = (n + 1, n_rows + more);
+        n
     }
-    n
 }
 
 /// A copy of what is multiplied, where the rows that come out take its memory: ggml gives the memory
