@@ -1,7 +1,10 @@
 //! Simulations over a trace: what another policy, or hindsight, would have hit.
 //!
-//! All of them take the records one by one, as they stand in the trace (all experts of a record are
-//! needed at once), start empty, and read nothing ahead.
+//! All of them take the records token by token, and within a token layer by layer (all experts of a
+//! record are needed at once), start empty, and read nothing ahead. So a prompt is replayed as if its
+//! tokens had been generated: layer by layer, as its batch was computed, each expert would come many
+//! times in a row, where the engine asks for it once, and policies that go by recency would look
+//! better than they are.
 
 mod belady;
 mod cache;
@@ -153,7 +156,9 @@ fn demands(trace: &Trace) -> Vec<Demand> {
         experts.dedup();
         Demand { token, layer: record.layer, experts }
     };
-    trace.records().zip(trace.tokens()).map(demand).collect()
+    let mut demands: Vec<Demand> = trace.records().zip(trace.tokens()).map(demand).collect();
+    demands.sort_by_key(|demand| (demand.token, demand.layer));
+    demands
 }
 
 impl cache::Outcome {

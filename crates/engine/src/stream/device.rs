@@ -125,6 +125,9 @@ impl Device {
     pub(super) fn begin_passage(&mut self, layer: u32, n: u32) -> Range<u32> {
         let capacity = self.table.spec().slots_of_pool.get(layer as usize).copied().unwrap_or(0);
         let window = n.min(capacity);
+        if window == 0 {
+            return 0..0;
+        }
         let units: Vec<Option<UnitId>> =
             (0..capacity).map(|slot| self.table.unit_in(layer, SlotId(slot))).collect();
         // Keys are logarithms: see `hypura_tier::Lrfu`.

@@ -29,6 +29,31 @@ fn a_cycle() {
     check(replay(&trace, Lru::new(3), 3), 6, 3, 0);
 }
 
+/// Whether tokens were computed together makes no difference to what they would need by themselves.
+#[test]
+fn a_batch_is_replayed_token_by_token() {
+    let shape = TraceShape { n_layers: 2, n_experts: 4, top_k: 1 };
+    // Token by token: both layers' experts change each time, so that two slots never hold them.
+    let chosen = |token: u32, layer: u32| [u16::try_from((token + layer) % 2).unwrap()];
+    let order = |records: &[(u32, u32)]| {
+        let mut trace = Trace::new(shape).expect("a shape that fits");
+        for &(token, layer) in records {
+            let experts = chosen(token, layer);
+            trace
+                .push(TraceRecord { token, layer, experts: &experts })
+                .expect("a record that fits");
+        }
+        trace
+    };
+    let single = order(&[(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]);
+    let batch = order(&[(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]);
+    for trace in [&single, &batch] {
+        check(replay(trace, Lru::new(8), 2), 0, 6, 4);
+        check(replay(trace, Lru::new(8), 4), 2, 4, 0);
+        check(belady(trace, 2), 1, 5, 3);
+    }
+}
+
 /// A favourite among strangers: frequency keeps it, recency does not.
 #[test]
 fn a_favourite() {
