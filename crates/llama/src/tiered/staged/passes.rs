@@ -4,10 +4,11 @@
 //! gathered and scattered: `get_rows -> mul_mat_id -> set_rows`. Here what is missing passes through
 //! half of the slots, those of the coldest experts, so that the others are still there afterwards. A
 //! group takes at most half of these, so that the next one's bytes are copied while it is computed,
-//! and nothing is waited for: the copy stream waits for the group before the last one, whose slots it overwrites, and the
-//! compute stream for the copies. A group's tables go before its experts in the copy stream. In the
-//! compute stream they would wait for its experts, and then, in the device's copy engine, for those
-//! of the next group.
+//! and nothing is waited for: the copy stream waits for the group before the last one, whose slots it
+//! overwrites, and the compute stream for the copies.
+//!
+//! A group's tables go before its experts in the copy stream. In the compute stream they would wait
+//! for its experts, and then, in the device's copy engine, for those of the next group.
 //!
 //! Where nothing lies between a layer's products but the gate, all of them are done for a group
 //! before the next one, `down(glu(gate x, up x))`: product by product, the slots would be given away
