@@ -88,8 +88,8 @@ fn unit_of(upload: Upload) -> UnitId {
 }
 
 impl Device {
-    /// `slots` are those of each layer; `is_exclusive` if host memory can't hold all experts: then it gives up those that the device
-    /// has, and takes back what the device gives up.
+    /// `slots` are those of each layer; `is_exclusive` if host memory can't hold all experts: then it
+    /// gives up those that the device has, and takes back what the device gives up.
     pub(super) fn new(
         host: &TableSpec,
         slots: Vec<u32>,
