@@ -32,7 +32,7 @@ pub struct AheadStats {
     pub in_time: u64,
     /// Times that guesses were switched off because they cost more than they brought.
     pub switched_off: u64,
-    /// Experts that began to be read because earlier runs used them.
+    /// Experts that began to be read because earlier runs used them, or memory has room for all.
     pub warmed: u64,
 }
 
@@ -195,12 +195,22 @@ impl Streamer {
         Ok(())
     }
 
-    /// Fills free slots with what was used most in earlier runs, behind everything else.
-    pub(super) fn plan_warming(&mut self) {
+    /// Fills free slots with what was used most in earlier runs, behind everything else. Where memory
+    /// has room for all experts, beside a GPU, with the others too: else prompts would come upon a
+    /// rare one again and again, and wait for the drive.
+    pub(crate) fn plan_warming(&mut self) {
         let Some(table) = &self.table else { return };
         let pools = self.sources.slots.iter().zip(0..);
-        let mut units: Vec<Vec<UnitId>> =
-            pools.map(|(&slots, pool)| table.hottest_absent(pool, slots as usize)).collect();
+        let has_room = self.device.is_some() && !self.reuses_host_slots;
+        let of_pool = |(&slots, pool): (&u32, u32)| {
+            let mut units = table.hottest_absent(pool, slots as usize);
+            if has_room {
+                let hot: HashSet<UnitId> = units.iter().copied().collect();
+                units.extend(table.absent(pool).filter(|unit| !hot.contains(unit)));
+            }
+            units
+        };
+        let mut units: Vec<Vec<UnitId>> = pools.map(of_pool).collect();
         // Pool by pool in turn, so that none of them waits for another one.
         let longest = units.iter().map(Vec::len).max().unwrap_or(0);
         let to_warm = &mut self.ahead.to_warm;

@@ -240,9 +240,8 @@ impl Streamer {
             {
                 tracing::debug!("{error}");
             }
-            match table.import_history(history) {
-                Ok(()) => self.plan_warming(),
-                Err(error) => tracing::debug!("{error}"),
+            if let Err(error) = table.import_history(history) {
+                tracing::debug!("{error}");
             }
         }
         self.history = Some(file);

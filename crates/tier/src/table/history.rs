@@ -20,6 +20,14 @@ impl<P: Policy> SlotTable<P> {
         absent.into_iter().map(|(_, unit)| unit).collect()
     }
 
+    /// All units of `pool` that hold no slot, layer by layer.
+    pub fn absent(&self, pool: u32) -> impl Iterator<Item = UnitId> {
+        (0..self.slot_of_unit.len())
+            .filter(|&unit| self.slot_of_unit[unit] == NO_SLOT)
+            .map(|unit| self.unit_id(index_u32(unit)))
+            .filter(move |unit| self.spec.pool_of_layer[unit.layer as usize] == pool)
+    }
+
     /// The policy's memory, to be kept for a later run.
     pub fn export_history(&self) -> History<P>
     where
