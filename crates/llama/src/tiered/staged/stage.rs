@@ -124,10 +124,8 @@ impl Stage {
     pub(super) unsafe fn compute_after_copies(&mut self, context: &BackendContext) {
         // SAFETY: the caller's promise; without events everything is done at once.
         unsafe {
-            if !self.copied.is_null() {
-                sys::ggml_backend_event_record(self.copied, self.copier);
-                sys::ggml_backend_event_wait(context.inner, self.copied);
-            }
+            record(self.copied, self.copier);
+            wait(context.inner, self.copied);
         }
     }
 
@@ -167,11 +165,8 @@ impl Stage {
     /// # Safety
     /// As above.
     pub(super) unsafe fn end_group_copies(&mut self, i: usize) {
-        let event = self.brought[i % 2];
-        if !event.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { sys::ggml_backend_event_record(event, self.copier) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { record(self.brought[i % 2], self.copier) };
     }
 
     /// What is launched from now on waits for the copies for group `i` of a pass.
@@ -179,11 +174,8 @@ impl Stage {
     /// # Safety
     /// As above; they were marked.
     pub(super) unsafe fn compute_after_group_copies(&mut self, context: &BackendContext, i: usize) {
-        let event = self.brought[i % 2];
-        if !event.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { sys::ggml_backend_event_wait(context.inner, event) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { wait(context.inner, self.brought[i % 2]) };
     }
 
     /// Marks what was launched so far as group `i` of a pass.
@@ -191,11 +183,8 @@ impl Stage {
     /// # Safety
     /// As above.
     pub(super) unsafe fn end_group(&mut self, context: &BackendContext, i: usize) {
-        let event = self.computed[i % 2];
-        if !event.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { sys::ggml_backend_event_record(event, context.inner) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { record(self.computed[i % 2], context.inner) };
     }
 
     /// Copies that begin from now on wait for group `i` of a pass.
@@ -203,11 +192,8 @@ impl Stage {
     /// # Safety
     /// As above; the group was marked, and the one after it at most.
     pub(super) unsafe fn copy_after_group(&mut self, i: usize) {
-        let event = self.computed[i % 2];
-        if !event.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { sys::ggml_backend_event_wait(self.copier, event) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { wait(self.copier, self.computed[i % 2]) };
     }
 
     /// So many zero bytes.
@@ -233,10 +219,8 @@ impl Stage {
     pub(super) unsafe fn end_matrix(&mut self, serial: u64) {
         let event = self.arrived[Self::turn(serial)];
         self.newest = Some(serial);
-        if !event.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { sys::ggml_backend_event_record(event, self.copier) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { record(event, self.copier) };
     }
 
     /// What is launched from now on waits for a matrix.
@@ -245,11 +229,8 @@ impl Stage {
     /// As above; it was marked.
     pub(super) unsafe fn compute_after_matrix(&mut self, context: &BackendContext, serial: u64) {
         // Where later ones have taken its event, waiting for one of them does as well.
-        let event = self.arrived[Self::turn(serial)];
-        if !event.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { sys::ggml_backend_event_wait(context.inner, event) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { wait(context.inner, self.arrived[Self::turn(serial)]) };
     }
 
     /// Waits here until all matrices but the newest are copied; the last one that is.
@@ -335,6 +316,23 @@ impl Stage {
             sys::ggml_backend_tensor_set_async(stream, tensor, at.cast(), 0, bytes);
         }
         Ok(())
+    }
+}
+
+/// Marks what `stream` has been given so far. Where a device has no events, everything is done at
+/// once.
+unsafe fn record(event: Event, stream: Backend) {
+    if !event.is_null() {
+        // SAFETY: an event and a stream of one device.
+        unsafe { sys::ggml_backend_event_record(event, stream) };
+    }
+}
+
+/// What `stream` is given from now on waits for what the event marks.
+unsafe fn wait(stream: Backend, event: Event) {
+    if !event.is_null() {
+        // SAFETY: as above.
+        unsafe { sys::ggml_backend_event_wait(stream, event) };
     }
 }
 
