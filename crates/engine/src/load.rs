@@ -568,7 +568,6 @@ fn load_streamed(
     if let Some(folder) = &options.history_dir {
         streamer.set_history(HistoryFile::of(folder, opened.model()));
     }
-    streamer.plan_warming();
     let stream = streamer.shared();
     if options.keep_segments {
         stream.keep_segments();

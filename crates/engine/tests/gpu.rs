@@ -86,6 +86,8 @@ fn check_experts(name: &str, path: &Path, is_plain: bool, n_gpus: usize) {
             let what = if cpu_assists { format!("{what}, with the CPU") } else { what };
             let mut options = not_all(path, LoadOptions { cpu_assists, ..on_gpus(flash, n_gpus) });
             options.gpu_slots_max = Some(slots);
+            let history = tempfile::tempdir().unwrap();
+            options.history_dir = Some(history.path().to_owned());
             if host_share < 1.0 {
                 let all = loaded(path, &options).plan.bytes.expert_slots;
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]

@@ -198,19 +198,13 @@ impl Streamer {
     /// Fills free slots with what was used most in earlier runs, behind everything else. Where memory
     /// has room for all experts, beside a GPU, with the others too: else prompts would come upon a
     /// rare one again and again, and wait for the drive.
-    pub(crate) fn plan_warming(&mut self) {
+    pub(super) fn plan_warming(&mut self) {
         let Some(table) = &self.table else { return };
         let pools = self.sources.slots.iter().zip(0..);
         let has_room = self.device.is_some() && !self.reuses_host_slots;
-        let of_pool = |(&slots, pool): (&u32, u32)| {
-            let mut units = table.hottest_absent(pool, slots as usize);
-            if has_room {
-                let hot: HashSet<UnitId> = units.iter().copied().collect();
-                units.extend(table.absent(pool).filter(|unit| !hot.contains(unit)));
-            }
-            units
-        };
-        let mut units: Vec<Vec<UnitId>> = pools.map(of_pool).collect();
+        let mut units: Vec<Vec<UnitId>> = pools
+            .map(|(&slots, pool)| table.hottest_absent(pool, slots as usize, has_room))
+            .collect();
         // Pool by pool in turn, so that none of them waits for another one.
         let longest = units.iter().map(Vec::len).max().unwrap_or(0);
         let to_warm = &mut self.ahead.to_warm;

@@ -232,6 +232,7 @@ impl Streamer {
     }
 
     /// Starts with the experts that were used most in earlier runs, and keeps what this one uses.
+    /// Without it nothing is read but what is needed or guessed: that is what benchmarks count.
     pub(crate) fn set_history(&mut self, file: HistoryFile) {
         if let (Some(table), Some(mut history)) = (&mut self.table, file.read()) {
             history.now_tokens = history.now_tokens.saturating_add(HISTORY_AGE_TOKENS);
@@ -245,6 +246,7 @@ impl Streamer {
             }
         }
         self.history = Some(file);
+        self.plan_warming();
     }
 
     /// What is known of the link to the device.

@@ -6,26 +6,20 @@ use crate::policy::{History, HistoryError, Policy};
 
 impl<P: Policy> SlotTable<P> {
     /// Up to `n` units of `pool`'s layers that hold no slot, hottest first: what to read ahead when
-    /// a run starts with the history of an earlier one. Units never used are left out.
-    pub fn hottest_absent(&self, pool: u32, n: usize) -> Vec<UnitId> {
+    /// a run starts with the history of an earlier one. Units never used are left out, or the last
+    /// ones if they are `wanted_unused`.
+    pub fn hottest_absent(&self, pool: u32, n: usize, wanted_unused: bool) -> Vec<UnitId> {
         let mut absent: Vec<(f64, UnitId)> = (0..self.slot_of_unit.len())
             .filter(|&unit| self.slot_of_unit[unit] == NO_SLOT)
             .map(|unit| (self.policy.key(unit), self.unit_id(index_u32(unit))))
             .filter(|(key, unit)| {
-                key.is_finite() && self.spec.pool_of_layer[unit.layer as usize] == pool
+                (wanted_unused || key.is_finite())
+                    && self.spec.pool_of_layer[unit.layer as usize] == pool
             })
             .collect();
         absent.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         absent.truncate(n);
         absent.into_iter().map(|(_, unit)| unit).collect()
-    }
-
-    /// All units of `pool` that hold no slot, layer by layer.
-    pub fn absent(&self, pool: u32) -> impl Iterator<Item = UnitId> {
-        (0..self.slot_of_unit.len())
-            .filter(|&unit| self.slot_of_unit[unit] == NO_SLOT)
-            .map(|unit| self.unit_id(index_u32(unit)))
-            .filter(move |unit| self.spec.pool_of_layer[unit.layer as usize] == pool)
     }
 
     /// The policy's memory, to be kept for a later run.

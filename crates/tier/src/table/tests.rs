@@ -288,7 +288,11 @@ fn history_outlives_eviction_and_the_table() {
     assert_eq!(history.now_tokens, 4);
     let mut second = SlotTable::new(spec(4, &[0, 0], &[1])).expect("a spec that fits");
     second.import_history(history.clone()).expect("the same shape");
-    assert_eq!(second.hottest_absent(0, 2), [unit(1, 2), unit(0, 0)]);
+    assert_eq!(second.hottest_absent(0, 2, false), [unit(1, 2), unit(0, 0)]);
+    let used = second.hottest_absent(0, 8, false);
+    let all = second.hottest_absent(0, 8, true);
+    assert_eq!((all.len(), &all[..used.len()]), (8, &used[..]), "the unused come last");
+    assert!(used.len() < all.len());
 
     let mut other = SlotTable::new(spec(5, &[0, 0], &[1])).expect("a spec that fits");
     assert!(matches!(other.import_history(history.clone()), Err(HistoryError::Shape { .. })));
