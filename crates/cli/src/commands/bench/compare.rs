@@ -101,7 +101,7 @@ pub(super) struct Floor {
     /// What is copied to a GPU, at the most that the link was measured at; `None` without a GPU or
     /// a measurement.
     pub(super) copy_s_per_token: Option<Spread>,
-    /// `None` if no run tells how long it computed: then the floor is that of reading alone.
+    /// `None` if no run tells how long it computed: then the floor is that of moving bytes alone.
     pub(super) compute_s_per_token: Option<Spread>,
     /// `None` if no run tells what was computed and missed between routers.
     pub(super) dependency: Option<Bound>,
