@@ -272,8 +272,8 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) no_speculate: bool,
 
-    /// Neither use nor keep the history of which experts were used in earlier runs, and read none that
-    /// nobody needs
+    /// Neither use nor keep the history of which experts were used in earlier runs, and fill no spare
+    /// memory with others
     #[arg(long)]
     pub(crate) no_history: bool,
 
