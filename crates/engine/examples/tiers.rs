@@ -20,7 +20,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use hypura_engine::llama::{self, BatchToken, Gpu, Layout};
-use hypura_engine::plan::GpuPlan;
 use hypura_engine::{GpuChoice, LoadOptions, Loaded, StreamStats, load, load_baseline, plan_only};
 use serde_json::{Value, json};
 use sha2::Digest;
@@ -90,13 +89,11 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         trace: case.text("trace").map(Into::into),
         ..LoadOptions::default()
     };
-    if options.gpu_slots_max.is_some() && options.gpu_memory_bytes.is_none() {
-        // As much as everything takes would be plain llama.cpp.
-        let all = LoadOptions { gpu_memory_bytes: Some(1 << 60), ..options.clone() };
-        let (_, plan) = plan_only(path, &all).map_err(|error| error.to_string())?;
-        let of_each = |gpu: GpuPlan| (gpu.bytes.total() - 1) / u64::from(gpu.devices);
-        options.gpu_memory_bytes = plan.gpu.map(of_each);
-        options.ubatch_tokens = options.ubatch_tokens.or(Some(plan.n_ubatch));
+    if options.gpu_slots_max.is_some() && options.ubatch_tokens.is_none() {
+        // As plain llama.cpp.
+        let plain = LoadOptions { gpu_slots_max: None, ..options.clone() };
+        let (_, plan) = plan_only(path, &plain).map_err(|error| error.to_string())?;
+        options.ubatch_tokens = Some(plan.n_ubatch);
     }
     let free_before = Gpu::first().map_or(0, |gpu| gpu.memory_free_bytes);
     let begin = Instant::now();
@@ -240,9 +237,12 @@ fn add_back(base: &mut StreamStats, from: &StreamStats, to: &StreamStats) {
 
 fn moved(loaded: &Loaded, before: &StreamStats) -> Value {
     let now = loaded.stream_stats();
-    let copied = |stats: &StreamStats| stats.device.unwrap_or_default().copied_bytes;
+    let device = |stats: &StreamStats| stats.device.unwrap_or_default();
+    let (then, since) = (device(before), device(&now));
     json!({
-        "copied": copied(&now) - copied(before),
+        "copied": since.copied_bytes - then.copied_bytes,
+        "expected": since.expected - then.expected,
+        "expected_rightly": since.expected_rightly - then.expected_rightly,
         "read": now.read_bytes - before.read_bytes,
         "passes": now.passes - before.passes,
     })

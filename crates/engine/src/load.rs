@@ -270,6 +270,7 @@ fn request(
         flash_attention: options.flash_attention != llama::FlashAttention::Off,
         pinned: pinned.to_vec(),
         gpu: surveyed.gpu.as_ref().and_then(Chosen::request),
+        gpu_slots_max: options.gpu_slots_max,
         ..plan::Request::default()
     }
 }
@@ -546,6 +547,7 @@ fn load_streamed(
         phases: layout.phases,
         n_used_max: plan.expert_layers.iter().map(|l| l.n_used as usize).max().unwrap_or(0),
         device_slots,
+        device_transit_slots: plan.gpu.as_ref().map_or(0, |gpu| gpu.transit_slots),
         device_ring_bytes: sources.device_ring_bytes,
         store_bytes: sources.store_bytes(),
     };

@@ -219,6 +219,7 @@ fn streamed(n_slots: usize, corrupt: bool) -> (hypura_llama::Model, Arc<std::syn
             .flat_map(|pool| (0..8).map(move |part| ((pool, part), 32)))
             .collect(),
         device_slots: Vec::new(),
+        device_transit_slots: 0,
         device_ring_bytes: 0,
         store_bytes: 0,
     };

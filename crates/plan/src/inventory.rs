@@ -143,6 +143,16 @@ impl Inventory {
         total(self.dense.iter().map(|dense| dense.bytes))
     }
 
+    /// Bytes of a slot that experts of any layer fit, part by part.
+    pub(crate) fn widest_expert_bytes(&self) -> u64 {
+        let mut widest: BTreeMap<Part, u64> = BTreeMap::new();
+        for part in self.layers.iter().flat_map(|layer| &layer.parts) {
+            let bytes = widest.entry(part.part).or_default();
+            *bytes = part.bytes.max(*bytes);
+        }
+        total(widest.into_values())
+    }
+
     /// Bytes of all experts.
     pub(crate) fn expert_bytes(&self) -> u64 {
         total(self.classes.iter().map(|class| class.n_units().saturating_mul(class.slot_bytes)))

@@ -225,12 +225,13 @@ impl Widths {
     }
 
     /// On a GPU a group of experts is done from the gathered rows to the last product: twice as many
-    /// rows as there are tokens (`staged/passes/rows.rs` in `hypura-llama`). Two groups have tables,
-    /// of 16 bytes for a row.
+    /// rows as there are tokens (`staged/passes/rows.rs` in `hypura-llama`). All groups of a layer have
+    /// tables (`tables.rs`), of four words for a row, twice as many rows as choices and one group more.
     fn group_bytes(&self, n_ubatch: u64) -> u64 {
-        let row = total([product([self.ff_expert, 3]), product([self.n_embd, 2]), 2 * 4]);
+        let row = total([product([self.ff_expert, 3]), product([self.n_embd, 2])]);
         let rows = n_ubatch.saturating_mul(2).max(GROUP_ROWS_MIN);
-        product([rows, row, 4])
+        let table_rows = product([n_ubatch, self.n_used, 2]).saturating_add(rows);
+        product([rows, row, 4]).saturating_add(product([table_rows, 4, 4]))
     }
 
     fn gathered_bytes(&self, n_ubatch: u64) -> u64 {

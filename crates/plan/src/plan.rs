@@ -69,6 +69,9 @@ pub struct GpuPlan {
     pub slots: Vec<u32>,
     /// Bytes of the ring that dense matrices stream through on each GPU, 0 if none does.
     pub ring_bytes: u64,
+    /// Slots of each GPU that belong to no layer: experts without one pass through them. Their bytes
+    /// are part of the ring's in `bytes`.
+    pub transit_slots: u32,
     /// The smallest budget of GPU memory that works with this context and these settings.
     pub smallest_bytes: u64,
 }

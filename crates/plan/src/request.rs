@@ -41,6 +41,10 @@ pub struct Request {
     /// asked.
     #[serde(default)]
     pub gpu: Option<GpuRequest>,
+    /// Experts of a layer that the GPU will hold at most; `None` for no limit but its memory. With
+    /// fewer than there are, experts stream even if everything fits.
+    #[serde(default)]
+    pub gpu_slots_max: Option<u32>,
 }
 
 /// What may be taken of the GPU that computes, or of those that do.
@@ -76,6 +80,7 @@ impl Default for Request {
             kv_tier_bytes: 0,
             pinned: Vec::new(),
             gpu: None,
+            gpu_slots_max: None,
         }
     }
 }

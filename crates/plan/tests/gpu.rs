@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use common::{GIB, MIB, all, machine, request};
@@ -78,6 +78,18 @@ fn two_largest(bytes: impl Iterator<Item = u64>) -> u64 {
     bytes.iter().take(2).sum()
 }
 
+/// Bytes of a slot that streamed experts of any layer fit.
+fn widest_expert(plan: &Plan, model: &Model) -> u64 {
+    let mut widest = BTreeMap::new();
+    for (tensor, placement) in model.tensors.iter().zip(&plan.placements) {
+        if let (Role::Expert(part), Placement::ExpertPool { .. }) = (tensor.role, placement) {
+            let bytes: &mut u64 = widest.entry(format!("{part:?}")).or_default();
+            *bytes = (*bytes).max(tensor.bytes / tensor.dims[2]);
+        }
+    }
+    widest.into_values().sum()
+}
+
 #[track_caller]
 fn check(plan: &Plan, model: &Model, context: &str) {
     let gpu = gpu(plan);
@@ -123,8 +135,14 @@ fn check(plan: &Plan, model: &Model, context: &str) {
         assert!(bytes >= needed, "{context}: double buffering in {which}");
         assert!(bytes <= streamed.iter().sum(), "{context}: {which}");
     }
-    let rings = gpu.ring_bytes * u64::from(gpu.devices);
-    assert_eq!((gpu.bytes.ring, plan.bytes.ring), (rings, plan.ring_bytes));
+    let of_each = gpu.ring_bytes + u64::from(gpu.transit_slots) * widest_expert(plan, model);
+    let of_all = of_each * u64::from(gpu.devices);
+    assert_eq!((gpu.bytes.ring, plan.bytes.ring), (of_all, plan.ring_bytes), "{context}");
+    let n_experts = plan.pools.iter().map(|pool| pool.n_experts).max().unwrap_or(0);
+    let transit = gpu.transit_slots;
+    assert_eq!(plan.pools.is_empty(), transit == 0, "{context}");
+    assert_eq!(transit % if transit < 8 { 2 } else { 8 }, 0, "{context}: {transit}");
+    assert!(transit <= n_experts.max(2), "{context}: {transit} of {n_experts}");
 
     assert_eq!(gpu.slots.len(), plan.pools.len(), "{context}");
     let (mut slots, mut gpu_slots) = (0, 0);
@@ -396,6 +414,26 @@ fn experts_over_three_tiers() {
     assert!(on_storage.speed.read_bytes_per_token > 0);
     assert_eq!(on_storage.speed.copied_bytes_per_token, in_memory.speed.copied_bytes_per_token);
     assert!(on_storage.speed.decode_tokens_per_s < in_memory.speed.decode_tokens_per_s);
+}
+
+/// A limit on a layer's experts makes them stream though everything fits.
+#[test]
+fn a_limit_on_slots() {
+    let model = common::qwen3_30b_a3b();
+    let at = |gpu_slots_max| {
+        let request = Request { gpu_slots_max, ..with(&Request::default(), 32 * GIB, 32 * GIB) };
+        plan(&model, &machine(), &request).expect("large enough")
+    };
+    for (slots_max, mode) in [
+        (None, Mode::FullResident),
+        (Some(128), Mode::FullResident),
+        (Some(127), Mode::ExpertStreaming),
+        (Some(1), Mode::ExpertStreaming),
+    ] {
+        let plan = at(slots_max);
+        check(&plan, &model, "limited");
+        assert_eq!(plan.mode, mode, "{slots_max:?}");
+    }
 }
 
 /// A limit on weights is one of main memory.

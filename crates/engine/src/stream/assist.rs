@@ -1,9 +1,9 @@
 //! What the CPU computes of the experts that a GPU lacks, and what is copied up behind it.
 
-use hypura_llama::tiered::Upload;
-use hypura_tier::{Claim, Parts, UnitId};
+use hypura_llama::tiered::{PartCopy, Place};
+use hypura_tier::UnitId;
 
-use super::{Streamer, bit};
+use super::Streamer;
 
 /// What the CPU's part in a token's experts is decided by: seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,7 +59,7 @@ impl Streamer {
         layer: u32,
         experts: &[u32],
         host_slots: &[u32],
-        copies: &mut Vec<Upload>,
+        copies: &mut Vec<PartCopy>,
     ) {
         self.admission_turn = (self.admission_turn + 1) % ADMISSION_TURNS;
         let (Some(device), 0) = (&mut self.device, self.admission_turn) else { return };
@@ -67,24 +67,8 @@ impl Streamer {
         let candidates = experts.iter().copied().zip(host_slots.iter().copied());
         let warmest = candidates.max_by(|a, b| key(a).total_cmp(&key(b)));
         let Some((expert, host_slot)) = warmest else { return };
-        let unit = UnitId { layer, expert };
-        let Some(grant) = device.table.speculate(unit, Parts::ALL, Claim::Warmer) else { return };
-        self.take_back(Parts::ALL);
-        let Some(device) = &mut self.device else { return };
-        copies.append(&mut device.down);
-        if self.reuses_host_slots {
-            device.rising.push(unit);
-        }
-        let source = self.sources.layers.get(layer as usize);
-        for part in source.into_iter().flat_map(|source| &source.parts) {
-            if grant.fill.contains(bit(part.part)) {
-                let (slot, bytes) = (grant.slot.0, part.slice_bytes as u64);
-                let part = part.part;
-                copies.push(Upload { is_down: false, layer, expert, part, host_slot, slot });
-                device.table.filled(unit, bit(part));
-                self.device_stats.get_or_insert_default().copied_bytes += bytes;
-            }
-        }
+        let bytes = self.promote(UnitId { layer, expert }, Place::Host(host_slot), copies);
+        self.device_stats.get_or_insert_default().copied_bytes += bytes;
     }
 }
 

@@ -4,10 +4,9 @@
 //! host's table as if the CPU wanted it, and copied up as its bytes arrive.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
-use hypura_llama::tiered::{ResidencyError, Upload, Uploads};
-use hypura_tier::{Claim, Grant, Parts, SlotId, SlotTable, TableSpec, UnitId, Victim};
+use hypura_llama::tiered::{PartCopy, Place, ResidencyError, Uploads};
+use hypura_tier::{Claim, Grant, Parts, SlotTable, TableSpec, UnitId, Victim};
 use serde::Serialize;
 
 use super::{Streamer, bit};
@@ -26,6 +25,10 @@ pub struct DeviceStats {
     pub copied_bytes: u64,
     /// Experts that the CPU computed where they lay.
     pub computed_in_place: u64,
+    /// Experts that were copied for prompts before their router had chosen.
+    pub expected: u64,
+    /// Of these, chosen.
+    pub expected_rightly: u64,
 }
 
 impl DeviceStats {
@@ -36,6 +39,8 @@ impl DeviceStats {
             host_hits: self.host_hits + other.host_hits,
             copied_bytes: self.copied_bytes + other.copied_bytes,
             computed_in_place: self.computed_in_place + other.computed_in_place,
+            expected: self.expected + other.expected,
+            expected_rightly: self.expected_rightly + other.expected_rightly,
         }
     }
 
@@ -46,6 +51,8 @@ impl DeviceStats {
             host_hits: self.host_hits - earlier.host_hits,
             copied_bytes: self.copied_bytes - earlier.copied_bytes,
             computed_in_place: self.computed_in_place - earlier.computed_in_place,
+            expected: self.expected - earlier.expected,
+            expected_rightly: self.expected_rightly - earlier.expected_rightly,
         }
     }
 }
@@ -59,13 +66,13 @@ const MISSING_WINDOW: f64 = 32.0;
 pub(super) struct Device {
     pub(super) table: SlotTable,
     /// Granted, and not yet asked of the host.
-    wanted: VecDeque<Wanted>,
+    pub(super) wanted: VecDeque<Wanted>,
     /// Asked of the host: one entry per part.
-    coming: Vec<Upload>,
+    coming: Vec<PartCopy>,
     /// Copies to host memory that are still to be made.
-    pub(super) down: Vec<Upload>,
+    pub(super) down: Vec<PartCopy>,
     /// Copies by a guess that are still to be made, and guesses that are to be judged.
-    guessed: Vec<Upload>,
+    guessed: Vec<PartCopy>,
     guesses: Vec<UnitId>,
     /// Bytes that a layer lacked lately, on average.
     missing_bytes: f64,
@@ -76,15 +83,15 @@ pub(super) struct Device {
     victims: Vec<Victim>,
 }
 
-/// An expert that has a slot, and lacks parts.
-struct Wanted {
-    unit: UnitId,
-    slot: u32,
-    parts: Parts,
+/// An expert that is to come.
+pub(super) struct Wanted {
+    pub(super) unit: UnitId,
+    pub(super) to: Place,
+    pub(super) parts: Parts,
 }
 
-fn unit_of(upload: Upload) -> UnitId {
-    UnitId { layer: upload.layer, expert: upload.expert }
+fn unit_of(copy: PartCopy) -> UnitId {
+    UnitId { layer: copy.layer, expert: copy.expert }
 }
 
 impl Device {
@@ -120,38 +127,12 @@ impl Device {
         })
     }
 
-    /// Keeps what lies outside of `n` adjacent slots of a layer, until it is let go: what is worth the
-    /// least together lies inside. Each layer's slots are a pool of its own.
-    pub(super) fn begin_passage(&mut self, layer: u32, n: u32) -> Range<u32> {
-        let capacity = self.table.spec().slots_of_pool.get(layer as usize).copied().unwrap_or(0);
-        let window = n.min(capacity);
-        if window == 0 {
-            return 0..0;
-        }
-        let units: Vec<Option<UnitId>> =
-            (0..capacity).map(|slot| self.table.unit_in(layer, SlotId(slot))).collect();
-        // Keys are logarithms: see `hypura_tier::Lrfu`.
-        let keys = units.iter().map(|unit| unit.map_or(f64::NEG_INFINITY, |u| self.table.key(u)));
-        let keys: Vec<f64> = keys.collect();
-        let warmest = keys.iter().copied().fold(f64::MIN, f64::max);
-        let worth = |keys: &[f64]| keys.iter().map(|key| (key - warmest).exp2()).sum::<f64>();
-        let windows = keys.windows(window as usize).map(worth);
-        let first = (0..).zip(windows).min_by(|(_, a), (_, b)| a.total_cmp(b));
-        let first = first.map_or(0, |(first, _)| first);
-        let inside = first..first + window;
-        for (slot, unit) in (0..).zip(units) {
-            if let Some(unit) = unit.filter(|_| !inside.contains(&slot)) {
-                self.table.hold(unit);
-            }
-        }
-        inside
-    }
-
     /// After an interruption: what was granted and not copied is not there.
     pub(super) fn come_to_rest(&mut self) {
-        let wanted = self.wanted.drain(..).map(|wanted| wanted.unit);
-        let coming = self.coming.drain(..).map(unit_of);
-        for unit in wanted.chain(coming) {
+        let wanted = self.wanted.drain(..).map(|wanted| (wanted.unit, wanted.to));
+        let coming = self.coming.drain(..).map(|copy| (unit_of(copy), copy.to));
+        let is_own = |(_, to): &(UnitId, Place)| matches!(to, Place::Device(_));
+        for (unit, _) in wanted.chain(coming).filter(is_own) {
             self.table.abandon(unit);
         }
         self.down.clear();
@@ -192,9 +173,8 @@ impl Streamer {
             self.ahead.stats.begun += 1;
             for part in &source.parts {
                 let (part, bytes) = (part.part, part.slice_bytes as u64);
-                let (host_slot, slot) = (host_slot.0, grant.slot.0);
-                let upload = Upload { is_down: false, layer, expert, part, host_slot, slot };
-                device.guessed.push(upload);
+                let (from, to) = (Place::Host(host_slot.0), Place::Device(grant.slot.0));
+                device.guessed.push(PartCopy { layer, expert, part, from, to });
                 device.table.filled(unit, bit(part));
                 self.device_stats.get_or_insert_default().copied_bytes += bytes;
             }
@@ -220,7 +200,7 @@ impl Streamer {
         }
     }
 
-    pub(super) fn take_guessed(&mut self, copies: &mut Vec<Upload>) {
+    pub(super) fn take_guessed(&mut self, copies: &mut Vec<PartCopy>) {
         if let Some(device) = &mut self.device {
             copies.append(&mut device.guessed);
         }
@@ -252,7 +232,7 @@ impl Streamer {
 
     /// What lost its slot on the device is copied back, if host memory has it not and has colder
     /// ones.
-    pub(super) fn take_back(&mut self, parts: Parts) {
+    pub(super) fn take_back(&mut self) {
         let (Some(device), Some(table)) = (&mut self.device, &mut self.table) else { return };
         let mut victims = std::mem::take(&mut device.victims);
         victims.clear();
@@ -260,17 +240,16 @@ impl Streamer {
         for &Victim { unit, slot, ready } in &victims {
             let Some(source) = self.sources.layers.get(unit.layer as usize) else { continue };
             let all = source.parts.iter().fold(Parts::EMPTY, |all, p| all | bit(p.part));
-            // Of a prompt in passes, parts come and go.
-            if ready != all || all - parts != Parts::EMPTY || table.lookup(unit).is_some() {
+            if ready != all || table.lookup(unit).is_some() {
                 continue;
             }
             let grant = table.speculate(unit, Parts::ALL, Claim::Warmer);
             let Some(host_slot) = grant.map(|grant| grant.slot.0) else { continue };
             device.sinking.push(unit);
             let UnitId { layer, expert } = unit;
-            for part in &source.parts {
-                let (part, slot) = (part.part, slot.0);
-                device.down.push(Upload { is_down: true, layer, expert, part, host_slot, slot });
+            let (from, to) = (Place::Device(slot.0), Place::Host(host_slot));
+            for part in source.parts.iter().map(|source| source.part) {
+                device.down.push(PartCopy { layer, expert, part, from, to });
             }
         }
         device.victims = victims;
@@ -311,24 +290,24 @@ impl Streamer {
             if !grant.fill.is_empty() {
                 device.wanted.push_back(Wanted {
                     unit: UnitId { layer, expert: grant.expert },
-                    slot: grant.slot.0,
+                    to: Place::Device(grant.slot.0),
                     parts: grant.fill,
                 });
             }
         }
         self.ask_host()?;
-        self.take_back(parts);
+        self.take_back();
         Ok(())
     }
 
     /// Asks the host for as many of the wanted experts as it has slots for; how many those were.
-    fn ask_host(&mut self) -> Result<usize, ResidencyError> {
+    pub(super) fn ask_host(&mut self) -> Result<usize, ResidencyError> {
         let mut asked = 0;
         loop {
             let (Some(device), Some(table)) = (&mut self.device, &self.table) else { return Ok(0) };
             let Some(wanted) = device.wanted.front() else { return Ok(asked) };
             let UnitId { layer, expert } = wanted.unit;
-            let (unit, slot, parts) = (wanted.unit, wanted.slot, wanted.parts);
+            let (unit, to, parts) = (wanted.unit, wanted.to, wanted.parts);
             let known = table.lookup(unit);
             // What is there needs no other slot. Guesses may hold some: they are taken back only if
             // nothing else is under way.
@@ -353,14 +332,8 @@ impl Streamer {
             let Some(device) = &mut self.device else { return Ok(0) };
             for part in source.into_iter().flat_map(|source| &source.parts) {
                 if parts.contains(bit(part.part)) {
-                    device.coming.push(Upload {
-                        is_down: false,
-                        layer,
-                        expert,
-                        part: part.part,
-                        host_slot,
-                        slot,
-                    });
+                    let (part, from) = (part.part, Place::Host(host_slot));
+                    device.coming.push(PartCopy { layer, expert, part, from, to });
                 }
             }
         }
@@ -369,7 +342,7 @@ impl Streamer {
     /// See [`hypura_llama::tiered::Residency::uploads`].
     pub(super) fn next_uploads(
         &mut self,
-        copies: &mut Vec<Upload>,
+        copies: &mut Vec<PartCopy>,
     ) -> Result<Uploads, ResidencyError> {
         loop {
             self.reads.poll(&mut self.arrived);
@@ -408,68 +381,30 @@ impl Streamer {
     }
 
     /// Moves what is in host memory by now from `coming` to `copies`.
-    fn take_arrived(&mut self, copies: &mut Vec<Upload>) {
+    fn take_arrived(&mut self, copies: &mut Vec<PartCopy>) {
         let (Some(device), Some(table)) = (&mut self.device, &self.table) else { return };
         let mut i = 0;
-        while let Some(&upload) = device.coming.get(i) {
-            let unit = unit_of(upload);
+        while let Some(&copy) = device.coming.get(i) {
+            let unit = unit_of(copy);
             let ready = table.lookup(unit).map_or(Parts::EMPTY, |(_, ready)| ready);
-            if !ready.contains(bit(upload.part)) {
+            if !ready.contains(bit(copy.part)) {
                 i += 1;
                 continue;
             }
             device.coming.remove(i);
-            let source = self.sources.layers.get(upload.layer as usize);
-            let part = source.and_then(|s| s.parts.iter().find(|p| p.part == upload.part));
+            let source = self.sources.layers.get(copy.layer as usize);
+            let part = source.and_then(|s| s.parts.iter().find(|p| p.part == copy.part));
             self.device_stats.get_or_insert_default().copied_bytes +=
                 part.map_or(0, |part| part.slice_bytes as u64);
+            copies.push(copy);
+            if matches!(copy.to, Place::Transit(_)) {
+                continue;
+            }
             // It is there for everything that is launched after the copy.
-            device.table.filled(unit, bit(upload.part));
+            device.table.filled(unit, bit(copy.part));
             if self.reuses_host_slots && device.rising.last() != Some(&unit) {
                 device.rising.push(unit);
             }
-            copies.push(upload);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_passes_through_leaves_the_warmest_alone() {
-        let host = TableSpec {
-            n_experts: 12,
-            pool_of_layer: vec![0],
-            slots_of_pool: vec![12],
-            parts_of_layer: vec![Parts::ALL],
-        };
-        let mut device = Device::new(&host, vec![6], false).unwrap();
-        let bring = |device: &mut Device, experts: &[u32]| {
-            let mut grants = Vec::new();
-            device.table.acquire(0, experts, Parts::ALL, &mut grants).unwrap();
-            for &expert in experts {
-                device.table.filled(UnitId { layer: 0, expert }, Parts::ALL);
-            }
-            device.table.release_experts(0, experts);
-            grants.iter().map(|grant| grant.slot.0).collect::<Vec<_>>()
-        };
-        let slots = bring(&mut device, &[0, 1, 2, 3, 4, 5]);
-        assert_eq!(slots, [0, 1, 2, 3, 4, 5]);
-        // One is used often, others once, and two adjacent ones never.
-        for expert in [0, 1, 1, 1, 2, 5] {
-            device.table.note_routing(0, &[expert]);
-        }
-        assert_eq!(device.begin_passage(0, 2), 3..5);
-        let passed: Vec<u32> = (6..12).flat_map(|expert| bring(&mut device, &[expert])).collect();
-        assert!(passed.iter().all(|slot| (3..5).contains(slot)), "{passed:?}");
-        // What is kept can be used meanwhile.
-        assert_eq!(bring(&mut device, &[5, 1]), [5, 1]);
-        device.table.let_go(0);
-        let after = bring(&mut device, &[3, 4, 6]);
-        assert!(after.iter().any(|slot| !(3..5).contains(slot)), "{after:?}");
-        // As many as there are, or more: all of them.
-        assert_eq!(device.begin_passage(0, 9), 0..6);
     }
 }

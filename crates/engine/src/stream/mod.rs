@@ -8,6 +8,7 @@ mod ahead;
 mod assist;
 mod device;
 mod device_ring;
+mod passing;
 mod reads;
 mod residency;
 mod ring;

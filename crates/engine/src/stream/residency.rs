@@ -1,11 +1,10 @@
 //! What the tiered backend asks of the streamer, in the order in which a graph is computed.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use hypura_io as io;
 use hypura_llama::tiered::{
-    MatrixPlace, MatrixUpload, Residency, ResidencyError, Routing, Upload, Uploads,
+    MatrixPlace, MatrixUpload, PartCopy, Passed, Residency, ResidencyError, Routing, Uploads,
 };
 use hypura_tier::{Parts, UnitId};
 
@@ -125,7 +124,7 @@ impl Residency for Streamer {
         self.want_on_device(layer, experts, parts, slots)
     }
 
-    fn guessed(&mut self, copies: &mut Vec<Upload>) {
+    fn guessed(&mut self, copies: &mut Vec<PartCopy>) {
         self.take_guessed(copies);
     }
 
@@ -133,7 +132,13 @@ impl Residency for Streamer {
         self.share_with_host(layer, experts, host);
     }
 
-    fn admit(&mut self, layer: u32, experts: &[u32], host_slots: &[u32], copies: &mut Vec<Upload>) {
+    fn admit(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        host_slots: &[u32],
+        copies: &mut Vec<PartCopy>,
+    ) {
         self.admit_to_device(layer, experts, host_slots, copies);
     }
 
@@ -153,7 +158,7 @@ impl Residency for Streamer {
         self.give_back_host_ring(serial);
     }
 
-    fn uploads(&mut self, copies: &mut Vec<Upload>) -> Result<Uploads, ResidencyError> {
+    fn uploads(&mut self, copies: &mut Vec<PartCopy>) -> Result<Uploads, ResidencyError> {
         self.next_uploads(copies)
     }
 
@@ -169,22 +174,32 @@ impl Residency for Streamer {
         self.reuses_host_slots
     }
 
-    fn device_release(&mut self, layer: u32, experts: &[u32]) {
-        // A group of a prompt in passes is over.
-        self.groups += 1;
-        if let Some(device) = &mut self.device {
-            device.table.release_experts(layer, experts);
-        }
+    fn expected(&self, layer: u32, n_choices: usize, n: usize, experts: &mut Vec<u32>) {
+        self.expected_to_pass(layer, n_choices, n, experts);
     }
 
-    fn begin_passage(&mut self, layer: u32, n: u32) -> Range<u32> {
-        self.device.as_mut().map_or(0..0, |device| device.begin_passage(layer, n))
+    fn pass(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        first_slot: u32,
+    ) -> Result<(), ResidencyError> {
+        self.pass_through_device(layer, experts, Parts::from_bits(parts), first_slot)
     }
 
-    fn end_passage(&mut self, layer: u32) {
-        if let Some(device) = &mut self.device {
-            device.table.let_go(layer);
-        }
+    fn passed(&mut self, counts: Passed) {
+        self.count_passed(counts);
+    }
+
+    fn keep_passed(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        first_slot: u32,
+        copies: &mut Vec<PartCopy>,
+    ) {
+        self.keep_what_passed(layer, experts, first_slot, copies);
     }
 
     fn is_pending(&mut self, layer: u32, parts: u8) -> bool {

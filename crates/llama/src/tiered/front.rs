@@ -5,15 +5,19 @@
 //! layers has that many times more of them. (Passes give it the slots of a group alone; where all
 //! experts of a prompt fit, it gets the layer's.)
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
 use super::device::{TieredDevice, Weight};
 use super::memory::PoolSpec;
+use super::transit::Transit;
 use super::{PartIndex, StreamKind, graph};
 use crate::abi::{Buffer, Tensor};
+
+/// Parts that experts may have: bits of a mask.
+const PARTS_MAX: usize = 8;
 
 /// Slots of all layers, and what the device reads beside them.
 pub(super) struct Front {
@@ -27,6 +31,7 @@ pub(super) struct Front {
     ring: Option<*mut Tensor>,
     /// Stand-ins for streamed matrices, by the matrix's index; their data is set at each use.
     matrices: HashMap<u32, Matrix>,
+    transit: Option<Transit>,
     bytes: u64,
 }
 
@@ -49,6 +54,8 @@ pub(super) struct Part {
     pub(super) tensor: *mut Tensor,
     /// Of one expert.
     pub(super) bytes: usize,
+    /// What kernels read behind the last one (they multiply it with zero).
+    pub(super) padding: usize,
 }
 
 impl Front {
@@ -68,7 +75,7 @@ impl Front {
         // SAFETY: a context for descriptions only; freed in `Drop`.
         let ctx = unsafe {
             sys::ggml_init(sys::ggml_init_params {
-                mem_size: sys::ggml_tensor_overhead() * (weights.len() + n_layers + 5),
+                mem_size: sys::ggml_tensor_overhead() * (weights.len() + n_layers + 5 + PARTS_MAX),
                 mem_buffer: std::ptr::null_mut(),
                 no_alloc: true,
             })
@@ -83,6 +90,7 @@ impl Front {
             ids_max: i64::try_from(spec.n_used_max * spec.n_ubatch).unwrap_or(i64::MAX).max(1),
             ring: None,
             matrices: HashMap::new(),
+            transit: None,
             bytes: 0,
         };
         // SAFETY: the caller's promise; tensors are described, then given memory.
@@ -107,8 +115,33 @@ impl Front {
                     }
                 }
             }
+            if spec.device_transit_slots > 0 {
+                front.add_transit(device, spec.device_transit_slots)?;
+            }
         }
         Ok(front)
+    }
+
+    /// Cells that experts of any layer fit.
+    unsafe fn add_transit(&mut self, device: &TieredDevice, n_slots: u32) -> Result<(), String> {
+        let mut transit = Transit::new(n_slots);
+        let mut widest: BTreeMap<PartIndex, usize> = BTreeMap::new();
+        for (&part, of) in self.layers.iter().flat_map(|layer| &layer.parts) {
+            let bytes = widest.entry(part).or_default();
+            *bytes = transit.cell_bytes(of.bytes, of.padding).max(*bytes);
+        }
+        for (part, cell_bytes) in widest {
+            let n = i64::try_from(cell_bytes * transit.n_cells as usize).unwrap_or(i64::MAX);
+            // SAFETY: described, then given memory.
+            unsafe {
+                let ctx = self.ctx.as_ptr();
+                let lane = sys::ggml_new_tensor_1d(ctx, sys::GGML_TYPE_I8, n);
+                self.place(device, lane)?;
+                transit.add_lane(part, lane, cell_bytes);
+            }
+        }
+        self.transit = Some(transit);
+        Ok(())
     }
 
     unsafe fn add_part(
@@ -132,8 +165,11 @@ impl Front {
                 self.ids.insert(layer, ids);
             }
             let bytes = (*tensor).nb[2];
+            let buft = sys::ggml_backend_dev_buffer_type(device.inner);
+            let whole = sys::ggml_backend_buft_get_alloc_size(buft, tensor);
+            let padding = whole.saturating_sub(sys::ggml_nbytes(tensor));
             if let Some(layer) = self.layers.get_mut(layer as usize) {
-                layer.parts.insert(part, Part { tensor, bytes });
+                layer.parts.insert(part, Part { tensor, bytes, padding });
             }
             Ok(())
         }
@@ -197,6 +233,11 @@ impl Front {
     /// What stands in for a part of a layer's experts.
     pub(super) fn part(&self, layer: u32, part: PartIndex) -> Option<Part> {
         self.layers.get(layer as usize)?.parts.get(&part).copied()
+    }
+
+    /// What experts without a slot pass through.
+    pub(super) fn transit(&self) -> Option<&Transit> {
+        self.transit.as_ref()
     }
 
     /// What matrices pass through.

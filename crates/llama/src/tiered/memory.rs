@@ -36,6 +36,8 @@ pub struct PoolSpec {
     pub phases: HashMap<(u32, PartIndex), usize>,
     /// Slots of each expert layer in the memory of a device that has its own; empty if none does.
     pub device_slots: Vec<u32>,
+    /// Slots there that experts of any layer pass through.
+    pub device_transit_slots: u32,
     /// Bytes of the ring in that memory.
     pub device_ring_bytes: usize,
     /// Bytes of matrices that stay in host memory and are copied from there.

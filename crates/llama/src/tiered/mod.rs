@@ -29,9 +29,9 @@ mod passes;
 mod predict;
 mod repacked;
 mod staged;
+mod transit;
 
 use std::fmt;
-use std::ops::Range;
 
 pub use group::Tiered;
 pub use ledger::Allocated;
@@ -208,7 +208,7 @@ pub trait Residency: Send {
     }
 
     /// For a device with memory of its own: appends the copies that [`Residency::predicted`] led to.
-    fn guessed(&mut self, copies: &mut Vec<Upload>) {
+    fn guessed(&mut self, copies: &mut Vec<PartCopy>) {
         let _ = copies;
     }
 
@@ -220,7 +220,13 @@ pub trait Residency: Send {
 
     /// The experts of `layer` were computed in the slots of host memory: appends those copies to
     /// the device that are worth while for later tokens. Nobody waits for them.
-    fn admit(&mut self, layer: u32, experts: &[u32], host_slots: &[u32], copies: &mut Vec<Upload>) {
+    fn admit(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        host_slots: &[u32],
+        copies: &mut Vec<PartCopy>,
+    ) {
         let _ = (layer, experts, host_slots, copies);
     }
 
@@ -234,28 +240,51 @@ pub trait Residency: Send {
     ///
     /// # Errors
     /// When a read failed.
-    fn uploads(&mut self, copies: &mut Vec<Upload>) -> Result<Uploads, ResidencyError> {
+    fn uploads(&mut self, copies: &mut Vec<PartCopy>) -> Result<Uploads, ResidencyError> {
         let _ = copies;
         Ok(Uploads::Done)
     }
 
-    /// The computation that uses these experts of `layer` comes before any copy that begins from
-    /// now on: their slots on the device may be taken again.
-    fn device_release(&mut self, layer: u32, experts: &[u32]) {
-        let _ = (layer, experts);
+    /// Which of the experts of `layer` that the device lacks will probably be needed by a micro-batch
+    /// that makes `n_choices` in each layer: appends `n` at most, the likeliest first. None if that is
+    /// too uncertain, or copying them would cost more than it may bring.
+    fn expected(&self, layer: u32, n_choices: usize, n: usize, experts: &mut Vec<u32>) {
+        let _ = (layer, n_choices, n, experts);
     }
 
-    /// More experts of a layer are about to pass through the device than it has slots. Until
-    /// [`Residency::end_passage`] only `n` adjacent slots (or all) are given to others: those where
-    /// the least is worth keeping. Which ones.
-    fn begin_passage(&mut self, layer: u32, n: u32) -> Range<u32> {
-        let _ = (layer, n);
-        0..u32::MAX
+    /// Begins to copy `parts` of each of `experts` to the transit slots from `first_slot` on. They can
+    /// be used as those of [`Residency::device_experts`]; when, is the caller's business.
+    ///
+    /// # Errors
+    /// When a read failed.
+    fn pass(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        parts: u8,
+        first_slot: u32,
+    ) -> Result<(), ResidencyError> {
+        let _ = (layer, experts, parts, first_slot);
+        Err(ResidencyError::Internal("this residency knows no device".into()))
     }
 
-    /// See [`Residency::begin_passage`].
-    fn end_passage(&mut self, layer: u32) {
-        let _ = layer;
+    /// What of a layer was needed by a micro-batch in passes: experts that had slots on the device,
+    /// and those that passed through, with how many of the latter were expected in vain.
+    fn passed(&mut self, counts: Passed) {
+        let _ = counts;
+    }
+
+    /// Whole experts of `layer` lie in transit slots from `first_slot` on, and no computation of this
+    /// layer that is still to be launched reads its own slots: appends the copies by which those that
+    /// are worth it get one.
+    fn keep_passed(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        first_slot: u32,
+        copies: &mut Vec<PartCopy>,
+    ) {
+        let _ = (layer, experts, first_slot, copies);
     }
 
     /// All copies that were asked for have been made: what they came from may be taken again.
@@ -285,21 +314,45 @@ pub trait Residency: Send {
     fn compute_time(&mut self, elapsed: std::time::Duration);
 }
 
-/// One part of an expert, to be copied from a slot in host memory to one of the device's, or back.
+/// Experts of a layer that a micro-batch needed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Those that had slots on the device.
+    pub found: usize,
+    /// Those that it lacked.
+    pub missing: usize,
+    /// Those that were copied before the router had chosen, ...
+    pub expected: usize,
+    /// ... and chosen.
+    pub expected_rightly: usize,
+    /// Groups that they were computed in.
+    pub groups: usize,
+}
+
+/// One part of an expert, to be copied from one tier to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Upload {
-    /// Whether it goes from the device to host memory.
-    pub is_down: bool,
+pub struct PartCopy {
     /// The expert layer.
     pub layer: u32,
     /// Which expert.
     pub expert: u32,
     /// Which part.
     pub part: PartIndex,
-    /// The slot in host memory.
-    pub host_slot: u32,
-    /// The slot in the device's memory.
-    pub slot: u32,
+    /// Where it lies.
+    pub from: Place,
+    /// Where it goes.
+    pub to: Place,
+}
+
+/// A slot for an expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In host memory.
+    Host(u32),
+    /// On the device, of the expert's layer.
+    Device(u32),
+    /// On the device, of no layer: see [`Residency::pass`].
+    Transit(u32),
 }
 
 /// Where a matrix lies in host memory, in bytes.

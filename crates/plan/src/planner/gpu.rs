@@ -29,6 +29,17 @@ use crate::speed::{Speed, planned_speed};
 /// for each of them.
 const STREAMING_UBATCH_MAX: u32 = 2048;
 
+/// Transit slots hold so many bytes, where there is room: what crosses a fast link while the device
+/// computes from a layer's last experts over the next layer's attention to its first ones, which takes
+/// an H200 4 ms for two thousand tokens. There are no more of them than a layer has experts.
+const TRANSIT_BYTES: u64 = 192 << 20;
+/// They are divided into so many cells, where there are more (`transit.rs` in `hypura-llama`).
+const TRANSIT_CELLS: u64 = 8;
+/// The least of them: one is computed with while the next one arrives.
+const TRANSIT_SLOTS_MIN: u64 = 2;
+/// Of what GPU memory has beyond the least that works they take one part in this many.
+const TRANSIT_SHARE: u64 = 16;
+
 /// What matrices cross the link in, about.
 const LINK_PIECE_BYTES: u64 = 4 << 20;
 
@@ -39,6 +50,8 @@ struct Tier {
     allocation: Allocation,
     /// The largest micro-batch that it has room for.
     n_ubatch: u32,
+    /// Slots of each GPU that experts of any layer pass through.
+    transit_slots: u64,
 }
 
 /// Main memory's tier, and the least of it that works.
@@ -151,11 +164,28 @@ impl Planner<'_> {
     fn device_streaming_smallest_bytes(&self, inventory: &Inventory) -> u64 {
         let scratch = self.device_scratch(self.ubatch_min(), true).total();
         let rings = product([smallest(inventory).ring_bytes, self.n_gpus() - 1]);
-        total([self.device_base_bytes(), smallest_bytes(inventory), rings, scratch])
+        let transit = self.transit_bytes(inventory, TRANSIT_SLOTS_MIN);
+        total([self.device_base_bytes(), smallest_bytes(inventory), rings, transit, scratch])
     }
 
-    /// Everything in GPU memory, if it fits.
+    /// What so many transit slots take on all GPUs.
+    fn transit_bytes(&self, inventory: &Inventory, n_slots: u64) -> u64 {
+        product([inventory.widest_expert_bytes(), n_slots, self.n_gpus()])
+    }
+
+    /// How many transit slots are of use.
+    fn transit_slots_most(inventory: &Inventory) -> u64 {
+        let n_experts = inventory.classes.iter().map(|class| class.n_experts).max().unwrap_or(0);
+        let wanted = TRANSIT_BYTES.div_ceil(inventory.widest_expert_bytes().max(1));
+        wanted.clamp(n_experts.min(4), n_experts).max(TRANSIT_SLOTS_MIN)
+    }
+
+    /// Everything in GPU memory, if it fits and may be there.
     fn device_resident(&self, inventory: &Inventory, budget: u64) -> Option<Tier> {
+        let slots_max = self.request.gpu_slots_max.map_or(u64::MAX, u64::from);
+        if inventory.classes.iter().any(|class| class.n_experts > slots_max) {
+            return None;
+        }
         let room = budget.checked_sub(total([self.device_base_bytes(), inventory.used_bytes]))?;
         let n_ubatch = self
             .ubatches_from_largest()
@@ -166,7 +196,7 @@ impl Planner<'_> {
             slots: inventory.classes.iter().map(|class| class.n_units()).collect(),
             rows_pinned: true,
         };
-        Some(Tier { inventory: inventory.clone(), allocation, n_ubatch })
+        Some(Tier { inventory: inventory.clone(), allocation, n_ubatch, transit_slots: 0 })
     }
 
     /// Part of it. A larger micro-batch copies what streams for more tokens at once, so it may be as
@@ -178,6 +208,8 @@ impl Planner<'_> {
         let beyond = budget.saturating_sub(self.device_streaming_smallest_bytes(inventory));
         let share = least.saturating_add(beyond / SCRATCH_SHARE).min(most.max(least));
         let weights = budget.saturating_sub(self.device_base_bytes()).saturating_sub(share);
+        let (transit, transit_slots) = self.device_transit(inventory, beyond);
+        let weights = weights.saturating_sub(transit);
         let mut allocation = allocate(inventory, weights, u64::MAX, UNITS_MAX);
         if self.n_gpus() > 1 && allocation.ring_bytes > 0 {
             let rings = product([allocation.ring_bytes, self.n_gpus() - 1]);
@@ -186,7 +218,22 @@ impl Planner<'_> {
         allocation.rows_pinned = true;
         let fits = |&n_ubatch: &u32| self.device_scratch(n_ubatch, true).total() <= share;
         let n_ubatch = self.ubatches_down_from(ubatch_max).find(fits).unwrap_or(self.ubatch_min());
-        Tier { inventory: inventory.clone(), allocation, n_ubatch }
+        Tier { inventory: inventory.clone(), allocation, n_ubatch, transit_slots }
+    }
+
+    /// What transit slots get of `beyond` bytes more than the least that works, in bytes, and how many
+    /// that is on each GPU. The bytes grow evenly, so that more memory never takes a layer's slot.
+    fn device_transit(&self, inventory: &Inventory, beyond: u64) -> (u64, u64) {
+        if inventory.classes.is_empty() {
+            return (0, 0);
+        }
+        let bytes = |n_slots| self.transit_bytes(inventory, n_slots);
+        let most = bytes(Self::transit_slots_most(inventory));
+        let taken = bytes(TRANSIT_SLOTS_MIN).saturating_add(beyond / TRANSIT_SHARE).min(most);
+        let n_slots = taken / bytes(1).max(1);
+        // Cells are alike.
+        let multiple = if n_slots < TRANSIT_CELLS { TRANSIT_SLOTS_MIN } else { TRANSIT_CELLS };
+        (taken, n_slots - n_slots % multiple)
     }
 
     /// The largest micro-batch that is worth its memory where weights cross the link.
@@ -253,7 +300,8 @@ impl Planner<'_> {
         let fits = |&n_ubatch: &u32| self.host_scratch(n_ubatch) <= share;
         let mut ubatches = self.ubatches_down_from(device.n_ubatch);
         let n_ubatch = ubatches.find(fits).unwrap_or(self.ubatch_min());
-        Ok(Host { tier: Tier { inventory, allocation, n_ubatch }, smallest_bytes })
+        let tier = Tier { inventory, allocation, n_ubatch, transit_slots: 0 };
+        Ok(Host { tier, smallest_bytes })
     }
 
     /// The part of main memory that micro-batches get. It is reckoned from the least that works with
@@ -261,7 +309,8 @@ impl Planner<'_> {
     fn host_share(&self, least: u64) -> u64 {
         let inventory = self.device_inventory();
         let allocation = smallest(&inventory);
-        let device = Tier { inventory, allocation, n_ubatch: self.ubatch_min() };
+        let n_ubatch = self.ubatch_min();
+        let device = Tier { inventory, allocation, n_ubatch, transit_slots: 0 };
         let inventory = self.host_inventory(&device, Mode::ExpertStreaming);
         let most_needed = total([self.overhead(), smallest_bytes(&inventory), least]);
         let beyond = self.request.memory_bytes.saturating_sub(most_needed);
@@ -311,6 +360,7 @@ impl Planner<'_> {
                     _ => device.allocation.slots.iter().map(|&slots| count(slots)).collect(),
                 },
                 ring_bytes: device.allocation.ring_bytes,
+                transit_slots: count(device.transit_slots),
                 smallest_bytes: gpu_smallest,
             }),
             host_matrices: host_matrices(&host.tier),
@@ -353,7 +403,10 @@ impl Planner<'_> {
         Breakdown {
             resident_weights,
             expert_slots,
-            ring: product([allocation.ring_bytes, self.n_gpus()]),
+            ring: total([
+                product([allocation.ring_bytes, self.n_gpus()]),
+                self.transit_bytes(inventory, tier.transit_slots),
+            ]),
             kv: scratch.kv,
             kv_tiers: 0,
             compute: scratch.compute,

@@ -21,8 +21,7 @@ impl Walk<'_> {
         unsafe {
             self.launch_to(i)?;
             // Everything that used matrices so far is launched.
-            self.stage.end_group(self.context, 0);
-            self.stage.copy_after_group(0);
+            self.stage.copy_after_launched(self.context);
             let Stream { memory, residency, .. } = &mut *self.stream;
             let mut copies = std::mem::take(&mut self.stage.matrices);
             let place = loop {

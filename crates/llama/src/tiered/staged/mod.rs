@@ -16,6 +16,7 @@
 
 mod ahead;
 mod assist;
+mod cells;
 mod matrices;
 mod passes;
 mod stage;
@@ -29,11 +30,13 @@ pub(super) use stage::Stage;
 
 use self::ahead::Asked;
 use self::assist::Shared;
+use self::cells::Held;
 use super::compute::{self, Restore, STOPPED, Stop, Use, status};
 use super::device::BackendContext;
 use super::group::Stream;
+use super::passes::Descriptions;
 use super::predict::Router;
-use super::{Residency, Routing, StreamKind, StreamMemory, Upload, Uploads, graph};
+use super::{PartCopy, Place, Residency, Routing, StreamKind, StreamMemory, Uploads, graph};
 use crate::abi::{self, Graph, Tensor};
 
 /// Computes `graph` on the wrapped backend, without waiting for its end.
@@ -203,6 +206,9 @@ impl Walk<'_> {
                 .collect();
             self.has_matrices = !matrices.is_empty();
             self.stream.residency.begin(&matrices)?;
+            let device = (self.stage.device, self.context.device.inner);
+            self.stage.cells.begin(&self.stream.memory, device);
+            self.begin_next(None)?;
             for usage in uses {
                 if self.context.device.aborted() {
                     self.wait();
@@ -277,23 +283,54 @@ impl Walk<'_> {
                 }
                 return Ok(());
             }
-            let (n_used, n_tokens) = (state.n_used, state.n_tokens);
+            let Layer { n_used, n_tokens, is_noted, .. } = *state;
             self.launch_to(i)?;
-            let one = passes::Product { node, slots: slots.tensor };
+            let one = passes::Product { node, part, slots: slots.tensor };
             let (steps, parts, end) = match self.all_steps(layer, ids) {
                 Some((steps, down)) => (steps, self.stream.memory.parts_of_layer(layer), down),
                 None => (passes::Steps::One(one), 1 << part, i),
             };
             let is_done = end > i;
-            let job = passes::Job { steps, layer, parts, n_used, n_tokens };
-            passes::run(self.context, self.stage, self.stream, &job)?;
+            let job = passes::Job { steps, layer, parts, n_used, n_tokens, is_noted };
+            let missing = passes::run(self.context, self.stage, self.stream, &job)?;
             self.start = end + 1;
-            let Some(state) = &mut self.layer else { return Ok(()) };
-            state.is_done = is_done;
-            if !std::mem::replace(&mut state.is_noted, true) {
-                // While the device computes.
-                let Stream { residency, scratch, .. } = &mut *self.stream;
-                residency.note_routing(layer, Routing { ids: &scratch.ids, n_used });
+            if let Some(state) = &mut self.layer {
+                (state.is_done, state.is_noted) = (is_done, true);
+            }
+            self.begin_next(Some((end, layer, missing)))
+        }
+    }
+
+    /// Fills what cells are free with what the experts' next product in the graph will probably need:
+    /// behind node, layer, and what that layer lacks. Behind nothing: at the beginning.
+    unsafe fn begin_next(&mut self, behind: Option<(usize, u32, Vec<u32>)>) -> Result<(), Stop> {
+        let (end, layer, missing) = match behind {
+            Some((end, layer, missing)) => (Some(end), Some(layer), missing),
+            None => (None, None, Vec::new()),
+        };
+        let room = self.stage.cells.room();
+        let comes_next = |usage: &&Use| end.is_none_or(|end| usage.node > end);
+        let Some(usage) = self.uses.iter().find(comes_next).filter(|_| room > 0) else {
+            return Ok(());
+        };
+        let StreamKind::Experts { layer: next, part } = usage.kind else { return Ok(()) };
+        // SAFETY: as `run`: the node is a MUL_MAT_ID.
+        unsafe {
+            let ids = (*self.nodes[usage.node]).src[2];
+            let has_all = self.all_steps(next, ids).is_some();
+            let Stream { memory, residency, .. } = &mut *self.stream;
+            let parts = if has_all { memory.parts_of_layer(next) } else { 1 << part };
+            let mut experts = missing;
+            if layer == Some(next) {
+                experts.truncate(room);
+            } else {
+                experts.clear();
+                let n_choices = graph::dim(ids, 0) * graph::dim(ids, 1);
+                residency.expected(next, n_choices, room, &mut experts);
+            }
+            for experts in experts.chunks(self.stage.cells.per_cell().max(1)) {
+                let held = Held { layer: next, parts, experts: experts.to_vec() };
+                self.stage.fill_cell(memory, residency.as_mut(), held)?;
             }
             Ok(())
         }
@@ -307,7 +344,7 @@ impl Walk<'_> {
             let found = self.recognise(layer, ids)?;
             let front = self.stream.memory.front(self.stage.device)?;
             let product = |node: *mut Tensor, part: u8| {
-                Some(passes::Product { node, slots: front.part(layer, part)?.tensor })
+                Some(passes::Product { node, part, slots: front.part(layer, part)?.tensor })
             };
             let steps = passes::Steps::All {
                 gate: product(found.gate, assist::GATE)?,
@@ -349,6 +386,7 @@ impl Walk<'_> {
                 if n_tokens == 1 {
                     self.ask_ahead(layer, n_used, x)?;
                 }
+                self.stage.cells.forget();
                 self.stage.compute_after_admission(self.context, layer);
                 let remapped = self.remap(layer, (n_used, n_tokens), Stage::set)?;
                 self.deferred = Some((layer, Deferred::Booking));
@@ -360,6 +398,8 @@ impl Walk<'_> {
             residency.routed(layer, routing);
             let fits = scratch.needed.len() <= residency.device_capacity(layer);
             if fits {
+                // What was expected of it is in the wrong place.
+                self.stage.cells.forget();
                 self.deferred = Some((layer, Deferred::Noting));
             }
             let mut remapped = std::ptr::null_mut();
@@ -485,22 +525,48 @@ unsafe fn begin_uploads(
 ///
 /// # Safety
 /// As [`begin_uploads`].
-unsafe fn begin(stage: &Stage, memory: &StreamMemory, copy: &Upload) -> Result<(), Stop> {
+unsafe fn begin(stage: &Stage, memory: &StreamMemory, copy: &PartCopy) -> Result<(), Stop> {
+    let PartCopy { layer, part, .. } = *copy;
     let lost = || Stop::Internal(format!("a copy to no slot: {copy:?}"));
-    let from = memory.host_slot(copy.layer, copy.part, copy.host_slot).ok_or_else(lost)?;
-    let to = memory.front(stage.device).and_then(|front| front.part(copy.layer, copy.part));
-    let to = to.ok_or_else(lost)?;
-    // SAFETY: slot and source have the bytes of one slice.
+    let front = memory.front(stage.device).ok_or_else(lost)?;
+    let of = front.part(layer, part).ok_or_else(lost)?;
+    let host = |slot| memory.host_slot(layer, part, slot).ok_or_else(lost);
+    let device = |slot: u32| {
+        // SAFETY: a live tensor.
+        let n_slots = unsafe { (&(*of.tensor).ne)[2] };
+        let is_there = i64::from(slot) < n_slots;
+        is_there.then(|| (of.tensor, slot as usize * of.bytes)).ok_or_else(lost)
+    };
+    let transit = |slot: u32| {
+        let place = front.transit().and_then(|transit| transit.place(part, slot, of.bytes));
+        place.map(|(lane, at)| (lane.tensor, at)).ok_or_else(lost)
+    };
+    let (copier, bytes) = (stage.copier, of.bytes);
+    // SAFETY: slots have the bytes of one slice.
     unsafe {
-        if i64::from(copy.slot) >= (&(*to.tensor).ne)[2] {
-            return Err(lost());
-        }
-        let (at, bytes, copier) = (copy.slot as usize * to.bytes, to.bytes, stage.copier);
-        if copy.is_down {
-            let back = from.cast_mut().cast();
-            sys::ggml_backend_tensor_get_async(copier, to.tensor, back, at, bytes);
-        } else {
-            sys::ggml_backend_tensor_set_async(copier, to.tensor, from.cast(), at, bytes);
+        match (copy.from, copy.to) {
+            (Place::Host(from), to @ (Place::Device(slot) | Place::Transit(slot))) => {
+                let is_own = matches!(to, Place::Device(_));
+                let (tensor, at) = if is_own { device(slot)? } else { transit(slot)? };
+                sys::ggml_backend_tensor_set_async(copier, tensor, host(from)?.cast(), at, bytes);
+            }
+            (Place::Device(from), Place::Host(to)) => {
+                let ((tensor, at), to) = (device(from)?, host(to)?.cast_mut().cast());
+                sys::ggml_backend_tensor_get_async(copier, tensor, to, at, bytes);
+            }
+            (Place::Transit(from), Place::Device(to)) => {
+                let ctx = Descriptions::new()?;
+                let span = |(owner, at): (*mut Tensor, usize)| {
+                    let n = i64::try_from(bytes).unwrap_or(i64::MAX);
+                    let span = sys::ggml_new_tensor_1d(ctx.as_ptr(), sys::GGML_TYPE_I8, n);
+                    (*span).buffer = (*owner).buffer;
+                    (*span).data = (*owner).data.cast::<u8>().add(at).cast();
+                    span
+                };
+                let (from, to) = (span(transit(from)?), span(device(to)?));
+                sys::ggml_backend_tensor_copy_async(copier, copier, from, to);
+            }
+            _ => return Err(lost()),
         }
     }
     Ok(())

@@ -1,22 +1,24 @@
 //! A prompt's experts that do not fit the device's slots at once.
 //!
 //! As in [`super::super::passes`], groups of experts are done one after the other, and rows are
-//! gathered and scattered: `get_rows -> mul_mat_id -> set_rows`. Here what is missing passes through
-//! half of the slots, those of the coldest experts, so that the others are still there afterwards. A
-//! group takes at most half of these, so that the next one's bytes are copied while it is computed,
-//! and nothing is waited for: the copy stream waits for the group before the last one, whose slots it
-//! overwrites, and the compute stream for the copies.
+//! gathered and scattered: `get_rows -> mul_mat_id -> set_rows`. Here what has slots is done from
+//! them, and what is missing passes through cells of no layer ([`super::cells`]), so that the slots
+//! hold the same afterwards, but for what is worth keeping. Nothing is waited for: a group waits for
+//! the copies to its cell, and copies to a cell for the group that used it last.
 //!
-//! A group's tables go before its experts in the copy stream. In the compute stream they would wait
-//! for its experts, and then, in the device's copy engine, for those of the next group.
+//! A group's tables have a stream of their own. In the compute stream they would wait for the group
+//! before, and then, in the device's copy engine, for experts; in the copy stream they would wait for
+//! the experts that were begun ahead.
 //!
 //! Where nothing lies between a layer's products but the gate, all of them are done for a group
-//! before the next one, `down(glu(gate x, up x))`: product by product, the slots would be given away
-//! three times.
+//! before the next one, `down(glu(gate x, up x))`: product by product, experts would pass three times.
 //!
 //! How a group's rows are arranged is in [`rows`].
 
 mod rows;
+mod tables;
+
+use std::collections::VecDeque;
 
 use llama_cpp_sys_2 as sys;
 
@@ -25,10 +27,16 @@ use super::super::device::BackendContext;
 use super::super::graph;
 use super::super::group::Stream;
 use super::super::passes::{Descriptions, PassScratch, place_views};
-use super::{Stage, begin_uploads};
+use super::super::{PartIndex, Passed, Residency, Routing, StreamMemory};
+use super::cells::Held;
+use super::{Stage, begin};
 use crate::abi::{self, Tensor};
 
-use rows::{Routed, Rows};
+pub(super) use rows::Rows;
+pub(super) use tables::TableMemory;
+
+use rows::Routed;
+use tables::Tables;
 
 /// What to do in passes.
 pub(super) struct Job {
@@ -38,6 +46,8 @@ pub(super) struct Job {
     pub(super) parts: u8,
     pub(super) n_used: usize,
     pub(super) n_tokens: usize,
+    /// Whether the choice is noted for later ones.
+    pub(super) is_noted: bool,
 }
 
 /// The products of a job; each with the node that it stands for, and the device's slots for its
@@ -52,6 +62,7 @@ pub(super) enum Steps {
 #[derive(Clone, Copy)]
 pub(super) struct Product {
     pub(super) node: *mut Tensor,
+    pub(super) part: PartIndex,
     pub(super) slots: *mut Tensor,
 }
 
@@ -71,14 +82,22 @@ impl Steps {
 }
 
 /// Experts that are done together.
-#[derive(Default)]
 struct Group {
     experts: Vec<u32>,
-    rows: Rows,
-    tables: Option<Tables>,
+    /// Where they are: slots of the layer, or of a cell, counted from its first.
+    slots: Vec<u32>,
+    cell: Option<Cell>,
 }
 
-/// Launches the matmul.
+/// A cell that a group reads.
+#[derive(Clone, Copy)]
+struct Cell {
+    cell: usize,
+    /// Whether it is the last group that does.
+    is_last: bool,
+}
+
+/// Launches the matmul; which experts the layer lacked.
 ///
 /// # Safety
 /// The job's nodes are of the graph being computed, and everything before them is launched.
@@ -87,132 +106,162 @@ pub(super) unsafe fn run(
     stage: &mut Stage,
     stream: &mut Stream,
     job: &Job,
-) -> Result<(), Stop> {
+) -> Result<Vec<u32>, Stop> {
     let Stream { memory, residency, scratch } = stream;
     let (layer, parts) = (job.layer, job.parts);
-    let capacity = residency.device_capacity(layer);
-    if capacity == 0 {
-        return Err(Stop::Internal("a layer without slots on the device".into()));
-    }
-    let half = (capacity / 2).max(1);
-    // Two groups are under way.
-    let missing_max = (capacity / 4).max(1);
-    let inside = residency.begin_passage(layer, u32::try_from(2 * missing_max).unwrap_or(u32::MAX));
     // A few rows take the kernel for vectors, if the whole matmul would have.
     let rows_max = match job.n_tokens {
         n if n <= rows::VECTORS_MAX => rows::VECTORS_MAX,
         n => rows::rows_max(n),
     };
     let routed = Routed::new(&scratch.ids);
-    // Those that are there first, slot by slot, and of them those that make room.
+    let mut counts = Passed::default();
+    // Those that are there, slot by slot.
+    let (mut there, mut missing) = (Vec::new(), Vec::new());
     let mut slots = Vec::new();
-    let mut order: Vec<(Option<u32>, u32)> = routed
-        .experts()
-        .map(|expert| {
-            slots.clear();
-            residency.device_slots(layer, &[expert], parts, &mut slots);
-            (slots.first().copied(), expert)
-        })
-        .collect();
-    let is_inside = |slot: Option<u32>| slot.is_some_and(|slot| inside.contains(&slot));
-    order.sort_by_key(|&(slot, expert)| (slot.is_none(), !is_inside(slot), slot, expert));
-    let mut rest = order.as_slice();
-    let n_inside = rest.iter().filter(|&&(slot, _)| is_inside(slot)).count();
-    // While the only group is computed, what is missing must find room beside it.
-    let first_max = if n_inside > missing_max { n_there(rest).div_ceil(2) } else { half };
-    let limits = Limits { there: half.min(first_max), missing: missing_max, rows: rows_max };
-    let mut groups: [Group; 2] = Default::default();
+    for expert in routed.experts() {
+        slots.clear();
+        residency.device_slots(layer, &[expert], parts, &mut slots);
+        match slots.first() {
+            Some(&slot) => there.push((slot, expert)),
+            None => missing.push(expert),
+        }
+    }
+    there.sort_unstable();
+    (counts.found, counts.missing) = (there.len(), missing.len());
+    // The router has been waited for.
+    stage.table_memory.clear();
+    let mut groups = Groups { queue: VecDeque::new(), routed: &routed, rows_max };
+    groups.add(&there, None);
+    // Then those that were brought ahead.
+    let mut unbrought = missing.clone();
+    for (cell, held) in stage.cells.holding(layer, parts) {
+        let places = (0..).zip(held.experts.iter().copied());
+        let needed: Vec<(u32, u32)> =
+            places.filter(|(_, expert)| missing.binary_search(expert).is_ok()).collect();
+        unbrought.retain(|expert| !held.experts.contains(expert));
+        counts.expected += held.experts.len();
+        counts.expected_rightly += needed.len();
+        if needed.is_empty() {
+            stage.drop_cell(cell);
+        }
+        groups.add(&needed, Some(cell));
+    }
+    let per_cell = stage.cells.per_cell().max(1);
+    let mut unbrought = unbrought.chunks(per_cell).peekable();
     // SAFETY: the caller's promise.
     let kept = unsafe { keep_input(context, &mut stage.kept, &job.steps)? };
     // SAFETY: as above.
     let input = kept.as_ref().map_or_else(|| unsafe { job.steps.input() }, |(_, copy)| *copy);
-    // A group's copies begin before the one before it is launched, as launching takes the host longer;
-    // but the first goes ahead, as it has what is there and makes room.
-    let (mut n_begun, mut n_launched) = (0, 0);
-    while n_launched < n_begun || !rest.is_empty() {
+    // SAFETY: as above.
+    unsafe { stage.compute_after_admission(context, layer) };
+    let (mut n_launched, mut n_own) = (0, groups.queue.iter().filter(|g| g.cell.is_none()).count());
+    let mut is_noted = job.is_noted;
+    // Copies begin before what the device computes meanwhile is launched, which takes the host
+    // longer; but something to compute comes first.
+    loop {
         if context.device.aborted() {
             return Err(Stop::Aborted);
         }
-        let is_first = (n_begun, n_launched) == (1, 0);
-        if rest.is_empty() || is_first || n_begun == n_launched + groups.len() {
-            let group = &groups[n_launched % 2];
+        if (n_launched > 0 || groups.queue.is_empty())
+            && stage.cells.room() > 0
+            && let Some(experts) = unbrought.next()
+        {
+            let held = Held { layer, parts, experts: experts.to_vec() };
+            let places: Vec<(u32, u32)> = (0..).zip(experts.iter().copied()).collect();
             // SAFETY: the caller's promise.
-            unsafe {
-                stage.compute_after_group_copies(context, n_launched);
-                launch_group(context, stage, job, input, group)?;
-                stage.end_group(context, n_launched);
-            }
-            n_launched += 1;
+            let cell = unsafe { stage.fill_cell(memory, residency.as_mut(), held)? };
+            groups.add(&places, Some(cell));
             continue;
         }
-        let i = n_begun;
-        n_begun += 1;
-        let (first, tail) = rest.split_at(limits.next(rest, &routed));
-        rest = tail;
-        let group = &mut groups[i % 2];
-        let old = std::mem::take(&mut group.experts);
-        group.experts.extend(first.iter().map(|&(_, expert)| expert));
-        slots.clear();
-        // SAFETY: as above: slots of groups under way stay in use.
+        let Some(group) = groups.queue.pop_front() else { break };
+        // SAFETY: the caller's promise.
         unsafe {
-            if i >= 2 {
-                // The group before the last one is done before any copy that begins from now on.
-                stage.copy_after_group(i);
-                residency.device_release(layer, &old);
+            launch_group(context, stage, job, (input, memory), &routed, &group)?;
+        }
+        n_launched += 1;
+        if !std::mem::replace(&mut is_noted, true) {
+            // While the device computes.
+            residency.note_routing(layer, Routing { ids: &scratch.ids, n_used: job.n_used });
+        }
+        match group.cell {
+            None => {
+                n_own -= 1;
+                if n_own == 0 {
+                    // SAFETY: as above.
+                    unsafe { stage.copy_after_launched(context) };
+                }
             }
-            residency.device_experts(layer, &group.experts, parts, &mut slots)?;
-            let divisor = if graph::dim(job.steps.input(), 1) == 1 { job.n_used } else { 1 };
-            group.rows.gather(&routed, divisor, &group.experts, &slots);
-            group.rows.arrange(job.n_tokens, !context.device.is_cpu);
-            group.tables = None;
-            group.tables = Some(Tables::new(context, stage, &group.rows, (i, job.n_tokens))?);
-            begin_uploads(stage, memory, residency.as_mut())?;
-            stage.end_group_copies(i);
+            // SAFETY: as above.
+            Some(cell) if cell.is_last => unsafe {
+                if let Steps::All { .. } = job.steps {
+                    keep_cell(stage, memory, residency.as_mut(), (layer, cell.cell))?;
+                }
+                stage.give_back_cell(context, cell.cell);
+            },
+            Some(_) => {}
         }
     }
-    // The layer's next matmul takes the same slots.
-    for i in n_launched.saturating_sub(2)..n_launched {
+    if unbrought.next().is_some() {
+        return Err(Stop::Internal(format!("layer {layer} has no room for experts to pass")));
+    }
+    counts.groups = n_launched;
+    residency.passed(counts);
+    Ok(missing)
+}
+
+/// Groups that are to be launched.
+struct Groups<'a> {
+    queue: VecDeque<Group>,
+    routed: &'a Routed,
+    rows_max: usize,
+}
+
+impl Groups<'_> {
+    /// Divides experts, each with its slot, into groups of not too many rows.
+    fn add(&mut self, mut experts: &[(u32, u32)], cell: Option<usize>) {
+        while !experts.is_empty() {
+            let (mut n, mut n_rows) = (0, 0);
+            for &(_, expert) in experts {
+                let more = self.routed.rows_of(expert).len();
+                if n > 0 && n_rows + more > self.rows_max {
+                    break;
+                }
+                (n, n_rows) = (n + 1, n_rows + more);
+            }
+            let (group, rest) = experts.split_at(n);
+            experts = rest;
+            let (slots, experts) = group.iter().copied().unzip();
+            let cell = cell.map(|cell| Cell { cell, is_last: rest.is_empty() });
+            self.queue.push_back(Group { experts, slots, cell });
+        }
+    }
+}
+
+/// Copies what is worth it from a cell to slots of its layer, while it lies there.
+///
+/// # Safety
+/// As [`run`]; copies wait for what reads these slots.
+unsafe fn keep_cell(
+    stage: &mut Stage,
+    memory: &StreamMemory,
+    residency: &mut dyn Residency,
+    (layer, cell): (u32, usize),
+) -> Result<(), Stop> {
+    let Some(experts) = stage.cells.held(cell).map(|held| held.experts.clone()) else {
+        return Ok(());
+    };
+    let mut copies = std::mem::take(&mut stage.copies);
+    copies.clear();
+    residency.keep_passed(layer, &experts, stage.cells.first_slot(cell), &mut copies);
+    // SAFETY: the caller's promise.
+    let begun = copies.iter().try_for_each(|copy| unsafe { begin(stage, memory, copy) });
+    if !copies.is_empty() {
         // SAFETY: as above.
-        unsafe { stage.copy_after_group(i) };
-        residency.device_release(layer, &groups[i % 2].experts);
+        unsafe { stage.end_admission(layer) };
     }
-    residency.end_passage(layer);
-    Ok(())
-}
-
-/// How many experts of a list, each with its slot, are there: they come first.
-fn n_there(experts: &[(Option<u32>, u32)]) -> usize {
-    experts.iter().take_while(|(slot, _)| slot.is_some()).count()
-}
-
-/// The most that a group may have.
-struct Limits {
-    /// Experts, if they are there, and if not.
-    there: usize,
-    missing: usize,
-    rows: usize,
-}
-
-impl Limits {
-    /// How many of `rest`, of which those that are there come first, are done next. They don't mix:
-    /// their slots would lie far apart. Even groups: a small one at the end would use the device
-    /// badly.
-    fn next(&self, rest: &[(Option<u32>, u32)], routed: &Routed) -> usize {
-        let (n_alike, limit) = match n_there(rest) {
-            0 => (rest.len(), self.missing),
-            n => (n, self.there),
-        };
-        let even = n_alike.div_ceil(n_alike.div_ceil(limit));
-        let (mut n, mut n_rows) = (0, 0);
-        for &(_, expert) in &rest[..even] {
-            let more = routed.rows_of(expert).len();
-            if n > 0 && n_rows + more > self.rows {
-                break;
-            }
-            (n, n_rows) = (n + 1, n_rows + more);
-        }
-        n
-    }
+    stage.copies = copies;
+    begun
 }
 
 /// A copy of what is multiplied, where the rows that come out take its memory: ggml gives the memory
@@ -252,70 +301,18 @@ unsafe fn keep_input(
     }
 }
 
-/// Where a group's rows come from, which slots they are multiplied with, and where they go.
-struct Tables {
-    _ctx: Descriptions,
-    source: *mut Tensor,
-    slots: *mut Tensor,
-    target: *mut Tensor,
-}
-
-impl Tables {
-    /// Writes those of group `i` in the order of the copy stream.
-    ///
-    /// # Safety
-    /// As [`run`]; copies wait for group `i - 2`, and the compute stream will wait for this one.
-    unsafe fn new(
-        context: &BackendContext,
-        stage: &mut Stage,
-        rows: &Rows,
-        (i, n_tokens): (usize, usize),
-    ) -> Result<Tables, Stop> {
-        // SAFETY: the caller's promise; tensors have memory when they are written.
-        unsafe {
-            let ctx = Descriptions::new()?;
-            let c = ctx.as_ptr();
-            let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-            let (p, abreast) = (rows.slots.len(), rows.abreast());
-            // One after the other, so that they are one copy: 16 bytes for a row.
-            let whole = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, len(4 * p));
-            let columns = (len(abreast), len(p / abreast));
-            let target = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I64, len(p));
-            let source = sys::ggml_view_1d(c, whole, len(p), 8 * p);
-            let slots = sys::ggml_view_2d(c, whole, columns.0, columns.1, 4 * abreast, 12 * p);
-            // A larger buffer takes the place of one that a group under way may still use.
-            if !stage.tables_of[i % 2].fits(context, &[whole]) {
-                stage.synchronize(context);
-            }
-            let rows_of_all = (p, rows::rows_max(n_tokens));
-            stage.tables_of[i % 2].place_of(context, &[whole], rows_of_all)?;
-            ((*target).buffer, (*target).data) = ((*whole).buffer, (*whole).data);
-            place_views(&[source, slots]);
-            rows.write_tables(&mut stage.words);
-            let words = std::mem::take(&mut stage.words);
-            let done = stage.set_ahead(context, whole, &words);
-            stage.words = words;
-            done?;
-            Ok(Tables { _ctx: ctx, source, slots, target })
-        }
-    }
-}
-
 /// Puts one group into the compute stream.
 ///
 /// # Safety
-/// As [`run`]; the group's experts are in their slots, and its tables written, before the stream
-/// comes to it.
+/// As [`run`]; the group's experts are in their slots before the stream comes to it.
 unsafe fn launch_group(
     context: &BackendContext,
     stage: &mut Stage,
     job: &Job,
-    x: *mut Tensor,
+    (x, memory): (*mut Tensor, &StreamMemory),
+    routed: &Routed,
     group: &Group,
 ) -> Result<(), Stop> {
-    let rows = &group.rows;
-    let tables =
-        group.tables.as_ref().ok_or_else(|| Stop::Internal("a group without tables".into()))?;
     // SAFETY: all tensors are alive; `x` and `node` are contiguous (checked).
     unsafe {
         let node = job.steps.output();
@@ -328,6 +325,12 @@ unsafe fn launch_group(
         let ctx = Descriptions::new()?;
         let c = ctx.as_ptr();
         let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let divisor = if graph::dim(x, 1) == 1 { job.n_used } else { 1 };
+        let mut rows = std::mem::take(&mut stage.rows);
+        rows.gather(routed, divisor, &group.experts, &group.slots);
+        rows.arrange(job.n_tokens, !context.device.is_cpu);
+        let n_choices = job.n_used * job.n_tokens;
+        let tables = Tables::new(context, stage, &rows, c, (job.n_tokens, n_choices))?;
         let of_slots = rows.span();
         let (n_rows, abreast) = (rows.slots.len(), rows.abreast());
         let (p, columns) = (len(n_rows), len(n_rows / abreast));
@@ -341,26 +344,38 @@ unsafe fn launch_group(
         let gathered = sys::ggml_get_rows(c, inputs, tables.source);
         let gathered3 = sys::ggml_reshape_3d(c, gathered, n_in, abreast, columns);
         // CUDA divides its blocks among all matrices that it is given, used or not.
+        let lost = || Stop::Internal("experts in no slot".into());
+        let front = memory.front(stage.device).ok_or_else(lost)?;
+        let transit = group.cell.zip(front.transit());
         let multiply = |of: &Product, rows: *mut Tensor| {
-            let (ne, nb) = ((*of.slots).ne, (*of.slots).nb);
-            let (first, n) = (of_slots.start as usize, i64::from(of_slots.end - of_slots.start));
-            let part = sys::ggml_view_3d(c, of.slots, ne[0], ne[1], n, nb[1], nb[2], first * nb[2]);
-            place_views(&[part]);
+            let (ne, bytes) = ((*of.slots).ne, (&(*of.slots).nb)[2]);
+            let n = i64::from(of_slots.end - of_slots.start);
+            let part = sys::ggml_new_tensor_3d(c, (*of.slots).type_, ne[0], ne[1], n);
+            let (owner, at) = match transit {
+                Some((cell, transit)) => {
+                    let slot = stage.cells.first_slot(cell.cell) + of_slots.start;
+                    let (lane, at) = transit.place(of.part, slot, bytes).ok_or_else(lost)?;
+                    (lane.tensor, at)
+                }
+                None => (of.slots, of_slots.start as usize * bytes),
+            };
+            (*part).buffer = (*owner).buffer;
+            (*part).data = (*owner).data.cast::<u8>().add(at).cast();
             let product = sys::ggml_mul_mat_id(c, part, rows, tables.slots);
             (*product).op_params = (*of.node).op_params;
-            product
+            Ok::<_, Stop>(product)
         };
         let mut owners = vec![gathered];
         let mut steps = vec![inputs, outputs, gathered, gathered3];
         let product = match &job.steps {
-            Steps::One(of) => multiply(of, gathered3),
+            Steps::One(of) => multiply(of, gathered3)?,
             Steps::All { gate, up, glu, down } => {
-                let (gate, up) = (multiply(gate, gathered3), multiply(up, gathered3));
+                let (gate, up) = (multiply(gate, gathered3)?, multiply(up, gathered3)?);
                 let gated = sys::ggml_glu_split(c, gate, up, sys::ggml_get_glu_op(*glu));
                 (*gated).op_params = (**glu).op_params;
                 owners.extend([gate, up, gated]);
                 steps.extend([gate, up, gated]);
-                multiply(down, gated)
+                multiply(down, gated)?
             }
         };
         owners.push(product);
@@ -379,6 +394,10 @@ unsafe fn launch_group(
         for step in steps {
             (*step).flags |= abi::TENSOR_FLAG_COMPUTE;
             sys::ggml_graph_add_node(small, step);
+        }
+        stage.rows = rows;
+        if let Some(cell) = group.cell {
+            stage.compute_after_cell(context, cell.cell);
         }
         status(sys::ggml_backend_graph_compute_async(context.inner, small.cast()))
     }

@@ -8,9 +8,11 @@ use llama_cpp_sys_2 as sys;
 use super::super::compute::Stop;
 use super::super::device::BackendContext;
 use super::super::passes::PassScratch;
-use super::super::{MatrixUpload, Upload};
+use super::super::{MatrixUpload, PartCopy};
 use super::ahead::Ahead;
 use super::assist::Assist;
+use super::cells::Cells;
+use super::passes::{Rows, TableMemory};
 use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
 use crate::threads::Threadpool;
 
@@ -26,12 +28,16 @@ pub(in super::super) struct Stage {
     /// A backend of the same device whose stream is for copies. Null where the device has no
     /// events to order two streams: then it is the computing one.
     pub(super) copier: Backend,
+    /// Another one, for tables that must not queue behind experts.
+    beside: Backend,
+    /// Recorded behind the last of them.
+    written: Event,
     /// Recorded behind the last copy. Null where the device computes at once.
     copied: Event,
-    /// Recorded behind the groups of a pass, in turn.
-    computed: [Event; 2],
-    /// Recorded behind the copies for them.
-    brought: [Event; 2],
+    /// Recorded behind what reads a layer's own slots in passes.
+    read: Event,
+    /// What passes through the device.
+    pub(super) cells: Cells,
     /// Recorded behind the copies of matrices, by their serial numbers modulo the length.
     arrived: Vec<Event>,
     /// The newest matrix copied.
@@ -47,16 +53,18 @@ pub(in super::super) struct Stage {
     /// The CPU, where it computes beside the device.
     pub(super) assist: Option<Assist>,
     /// Reused from one layer to the next.
-    pub(super) copies: Vec<Upload>,
+    pub(super) copies: Vec<PartCopy>,
     /// Likewise.
     pub(super) matrices: Vec<MatrixUpload>,
     zeros: Pinned,
     pub(super) ahead: Ahead,
     /// Between the products of a pass.
     pub(super) pass: PassScratch,
-    /// The tables of the groups of a pass, in turn.
-    pub(super) tables_of: [PassScratch; 2],
-    /// What is written there.
+    /// The tables of the groups of a layer.
+    pub(super) table_memory: TableMemory,
+    /// Reused: the rows of a group, and its tables as they are written.
+    pub(super) rows: Rows,
+    /// Likewise.
     pub(super) words: Vec<i32>,
     /// The input of several passes, where theirs is written over.
     pub(super) kept: PassScratch,
@@ -75,17 +83,23 @@ impl Stage {
     ) -> Option<Stage> {
         // SAFETY: a device of ggml's; everything is freed in `Drop`.
         unsafe {
-            let copier = sys::ggml_backend_dev_init(inner, std::ptr::null());
-            if copier.is_null() {
+            let stream = || sys::ggml_backend_dev_init(inner, std::ptr::null());
+            let (copier, beside) = (stream(), stream());
+            if copier.is_null() || beside.is_null() {
+                for stream in [copier, beside].into_iter().filter(|stream| !stream.is_null()) {
+                    sys::ggml_backend_free(stream);
+                }
                 return None;
             }
             let event = || sys::ggml_backend_event_new(inner);
             Some(Stage {
                 device,
                 copier,
+                beside,
+                written: event(),
                 copied: event(),
-                computed: [event(), event()],
-                brought: [event(), event()],
+                read: event(),
+                cells: Cells::new(),
                 arrived: (0..MATRICES_MAX).map(|_| event()).collect(),
                 newest: None,
                 raw: Pinned::new(inner),
@@ -99,7 +113,8 @@ impl Stage {
                 zeros: Pinned::new(inner),
                 ahead: Ahead::new(inner),
                 pass: PassScratch::default(),
-                tables_of: Default::default(),
+                table_memory: TableMemory::default(),
+                rows: Rows::default(),
                 words: Vec::new(),
                 kept: PassScratch::default(),
             })
@@ -160,40 +175,16 @@ impl Stage {
         }
     }
 
-    /// Marks the copies that were begun as those for group `i` of a pass.
+    /// Copies that begin from now on wait for what was launched so far.
     ///
     /// # Safety
     /// As above.
-    pub(super) unsafe fn end_group_copies(&mut self, i: usize) {
+    pub(super) unsafe fn copy_after_launched(&mut self, context: &BackendContext) {
         // SAFETY: the caller's promise.
-        unsafe { record(self.brought[i % 2], self.copier) };
-    }
-
-    /// What is launched from now on waits for the copies for group `i` of a pass.
-    ///
-    /// # Safety
-    /// As above; they were marked.
-    pub(super) unsafe fn compute_after_group_copies(&mut self, context: &BackendContext, i: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { wait(context.inner, self.brought[i % 2]) };
-    }
-
-    /// Marks what was launched so far as group `i` of a pass.
-    ///
-    /// # Safety
-    /// As above.
-    pub(super) unsafe fn end_group(&mut self, context: &BackendContext, i: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { record(self.computed[i % 2], context.inner) };
-    }
-
-    /// Copies that begin from now on wait for group `i` of a pass.
-    ///
-    /// # Safety
-    /// As above; the group was marked, and the one after it at most.
-    pub(super) unsafe fn copy_after_group(&mut self, i: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { wait(self.copier, self.computed[i % 2]) };
+        unsafe {
+            record(self.read, context.inner);
+            wait(self.copier, self.read);
+        }
     }
 
     /// So many zero bytes.
@@ -258,6 +249,7 @@ impl Stage {
     pub(super) unsafe fn synchronize(&self, context: &BackendContext) {
         // SAFETY: the caller's promise.
         unsafe {
+            sys::ggml_backend_synchronize(self.beside);
             sys::ggml_backend_synchronize(self.copier);
             sys::ggml_backend_synchronize(context.inner);
         }
@@ -293,6 +285,26 @@ impl Stage {
         unsafe { self.set_in(self.copier, context, tensor, values) }
     }
 
+    /// Writes a table of a group that is launched next. Copies that were begun before it are not
+    /// waited for: they may be of what a later group needs.
+    ///
+    /// # Safety
+    /// As [`Stage::set`]; what read the tensor's memory before has been waited for.
+    pub(super) unsafe fn set_beside<T: Copy>(
+        &mut self,
+        context: &BackendContext,
+        tensor: *mut Tensor,
+        values: &[T],
+    ) -> Result<(), Stop> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.set_in(self.beside, context, tensor, values)?;
+            record(self.written, self.beside);
+            wait(context.inner, self.written);
+        }
+        Ok(())
+    }
+
     unsafe fn set_in<T: Copy>(
         &mut self,
         stream: Backend,
@@ -321,7 +333,7 @@ impl Stage {
 
 /// Marks what `stream` has been given so far. Where a device has no events, everything is done at
 /// once.
-unsafe fn record(event: Event, stream: Backend) {
+pub(super) unsafe fn record(event: Event, stream: Backend) {
     if !event.is_null() {
         // SAFETY: an event and a stream of one device.
         unsafe { sys::ggml_backend_event_record(event, stream) };
@@ -329,7 +341,7 @@ unsafe fn record(event: Event, stream: Backend) {
 }
 
 /// What `stream` is given from now on waits for what the event marks.
-unsafe fn wait(stream: Backend, event: Event) {
+pub(super) unsafe fn wait(stream: Backend, event: Event) {
     if !event.is_null() {
         // SAFETY: as above.
         unsafe { sys::ggml_backend_event_wait(stream, event) };
@@ -340,13 +352,12 @@ impl Drop for Stage {
     fn drop(&mut self) {
         // SAFETY: made in `new`, freed once.
         unsafe {
+            sys::ggml_backend_synchronize(self.beside);
             sys::ggml_backend_synchronize(self.copier);
-            let single = [self.copied];
+            let single = [self.copied, self.read, self.written];
             let admitted = self.admitted.drain(..).map(|(_, event)| event);
             for event in single
                 .into_iter()
-                .chain(self.computed)
-                .chain(self.brought)
                 .chain(self.arrived.drain(..))
                 .chain(admitted)
                 .chain(self.spare.drain(..))
@@ -355,6 +366,7 @@ impl Drop for Stage {
                     sys::ggml_backend_event_free(event);
                 }
             }
+            sys::ggml_backend_free(self.beside);
             sys::ggml_backend_free(self.copier);
         }
     }

@@ -75,10 +75,12 @@ impl Planner<'_> {
         };
         format!(
             "{on_gpu} of {units} experts have a slot in GPU memory at a time, {:.0}% of {}, and \
-             {:.0}% of lookups are assumed to hit one; {rest}",
+             {:.0}% of lookups are assumed to hit one; what a prompt needs beyond them passes through \
+             {} more; {rest}",
             100.0 * on_gpu as f64 / units.max(1) as f64,
             size(self.inventory.expert_bytes()),
             100.0 * plan.speed.assumed_hit_rate.unwrap_or(1.0),
+            device.transit_slots,
         )
     }
 

@@ -71,7 +71,7 @@ impl Routed {
 
 /// The rows of a group, column by column.
 #[derive(Default)]
-pub(super) struct Rows {
+pub(in super::super) struct Rows {
     /// Which row of the input each is.
     pub(super) source: Vec<i32>,
     /// The slot of its expert, counted from the group's first one.
