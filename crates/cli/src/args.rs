@@ -305,6 +305,10 @@ pub(crate) struct RunArgs {
     /// With a GPU, let llama.cpp's own loader leave all experts to the CPU
     #[arg(long, hide = true, requires = "baseline")]
     pub(crate) baseline_experts_on_cpu: bool,
+
+    /// With a GPU, let llama.cpp's own loader give it this many layers, and the CPU the others
+    #[arg(long, value_name = "N", hide = true, requires = "baseline")]
+    pub(crate) baseline_gpu_layers: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

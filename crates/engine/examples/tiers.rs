@@ -6,7 +6,7 @@
 //!
 //! Keys of a case: `name`; `gpu` (off, auto, a name, or names joined by `+`); `baseline` (read, or experts: llama.cpp's own
 //! loader, with the experts on the CPU);
-//! `source` (mmap: of a baseline); `slots` (experts of a layer on the GPU); `gpu-memory`,
+//! `source` (mmap: of a baseline); `layers` (of a baseline: those that the GPU computes); `slots` (experts of a layer on the GPU); `gpu-memory`,
 //! `memory`, `weights` (MiB); `threads`; `ubatch`; `rounds`; `tokens`; `warm` (rounds before);
 //! `prompts` (lengths, divided by `/`); `assist` (1: the CPU computes
 //! in place); `speculate` (0: no guesses); `trace` (a file); `dump` (a file for the logits
@@ -80,6 +80,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         speculate: case.number("speculate") != Some(0),
         cpu_assists: case.number("assist") == Some(1),
         experts_on_cpu: case.text("baseline") == Some("experts"),
+        gpu_layers: small("layers"),
         memory_bytes: mib("memory"),
         weights_memory_bytes: mib("weights"),
         threads: small("threads"),

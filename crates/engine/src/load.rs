@@ -390,7 +390,10 @@ fn load_resident(
         [] => llama::plain::On::Cpu,
         _ if surveyed.has_emulated_gpu() => llama::plain::On::Cpu,
         gpus if options.experts_on_cpu => llama::plain::On::GpuWithExpertsOnCpu(gpus),
-        gpus => llama::plain::On::Gpu(gpus, &split),
+        gpus => match options.gpu_layers {
+            Some(n) => llama::plain::On::GpuForLayers(gpus, n),
+            None => llama::plain::On::Gpu(gpus, &split),
+        },
     };
     let model = llama::plain::load(path, source, options.layout, on, progress)?;
     let threads = threadpool(surveyed, POLL_RESIDENT)?;

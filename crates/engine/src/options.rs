@@ -41,6 +41,9 @@ pub struct LoadOptions {
     pub cpu_assists: bool,
     /// Of [`crate::load_baseline`] on a GPU: the CPU computes all experts, as without us.
     pub experts_on_cpu: bool,
+    /// Likewise: the GPU computes so many of the last layers, the output counted, and the CPU the
+    /// others.
+    pub gpu_layers: Option<u32>,
     /// Tokens of context.
     pub ctx_tokens: u32,
     /// Tokens of a micro-batch; `None` lets the planner choose.
@@ -88,6 +91,7 @@ impl Default for LoadOptions {
             gpu_slots_max: None,
             cpu_assists: false,
             experts_on_cpu: false,
+            gpu_layers: None,
             ctx_tokens: 4096,
             ubatch_tokens: None,
             threads: None,

@@ -34,6 +34,9 @@ pub enum On<'a> {
     /// GPUs, and the CPU for all experts (llama.cpp's `--cpu-moe`): how a model that GPUs can't hold
     /// is run without us.
     GpuWithExpertsOnCpu(&'a [Gpu]),
+    /// GPUs for so many of the last layers, of which the output matrix is one, and the CPU for the
+    /// others (llama.cpp's `--n-gpu-layers`).
+    GpuForLayers(&'a [Gpu], u32),
 }
 
 /// Loads a model (the first file of a split set) onto a GPU, or the CPU.
@@ -53,9 +56,15 @@ pub fn load(
     let mut slot = ProgressSlot { callback: progress, cancelled: false };
     let mut devices: Vec<Dev> = match on {
         On::Cpu => Vec::new(),
-        On::Gpu(gpus, _) | On::GpuWithExpertsOnCpu(gpus) => gpus.iter().map(Gpu::dev).collect(),
+        On::Gpu(gpus, _) | On::GpuWithExpertsOnCpu(gpus) | On::GpuForLayers(gpus, _) => {
+            gpus.iter().map(Gpu::dev).collect()
+        }
     };
-    let n_gpu_layers = if devices.is_empty() { 0 } else { i32::MAX / 2 };
+    let n_gpu_layers = match on {
+        On::Cpu => 0,
+        On::GpuForLayers(_, n) => i32::try_from(n).unwrap_or(i32::MAX / 2),
+        On::Gpu(..) | On::GpuWithExpertsOnCpu(_) => i32::MAX / 2,
+    };
     devices.push(std::ptr::null_mut());
     let shares =
         if let On::Gpu(_, split) = on { split.shares() } else { Split::default().shares() };

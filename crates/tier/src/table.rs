@@ -309,15 +309,6 @@ impl<P: Policy> SlotTable<P> {
         self.release_where(|_| true);
     }
 
-    /// The computation that used these experts of `layer` is over. As
-    /// [`release_layer`](Self::release_layer) for some of them.
-    pub fn release_experts(&mut self, layer: u32, experts: &[u32]) {
-        let n_experts = self.spec.n_experts;
-        self.release_where(|unit| {
-            unit / n_experts == layer && experts.contains(&(unit % n_experts))
-        });
-    }
-
     /// Slots in the pool of `layer` that can be had now: free, or ready, idle and not held.
     pub fn available(&self, layer: u32) -> usize {
         self.pools[self.spec.pool_of_layer[layer as usize] as usize].n_available() as usize

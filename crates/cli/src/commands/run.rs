@@ -47,6 +47,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     options.speculate = !args.no_speculate;
     options.keep_segments = args.segments;
     options.experts_on_cpu = args.baseline_experts_on_cpu;
+    options.gpu_layers = args.baseline_gpu_layers;
     let defaults = io::EngineConfig::default();
     let depth = args.read_depth.map_or(defaults.depth, |depth| depth as usize);
     options.reader = reader(io::EngineConfig {

@@ -6,10 +6,13 @@ use hypura_tier::{Claim, Parts, UnitId};
 use super::device::Wanted;
 use super::{Streamer, bit};
 
-/// A micro-batch needs nearly all experts of a layer if it makes so many times as many choices: with
-/// four times, an expert that is chosen as often as the average is left out by one prompt in 55
-/// (`exp(-4)`).
+/// A micro-batch needs most experts of a layer if it makes so many times as many choices: with four
+/// times, an expert that is chosen as often as the average is left out by one in 55 (`exp(-4)`).
 const CHOICES_PER_EXPERT: usize = 4;
+/// Of those that are missing, the coldest are not expected: a half with so many choices, fewer with
+/// more. On the demo model nine in ten of those that are expected are chosen by prompts of 32 tokens,
+/// and all of them from 128 on.
+const UNEXPECTED_HALVES: usize = CHOICES_PER_EXPERT / 2;
 
 impl Streamer {
     /// See [`hypura_llama::tiered::Residency::expected`].
@@ -22,8 +25,9 @@ impl Streamer {
     ) {
         let (Some(device), Some(table)) = (&self.device, &self.table) else { return };
         let n_experts = self.sources.n_experts;
+        let n_all = n_experts as usize;
         // What is copied from must not be overwritten meanwhile, and reads would be waited for.
-        if self.reuses_host_slots || n_choices < CHOICES_PER_EXPERT * n_experts as usize {
+        if self.reuses_host_slots || n_choices < CHOICES_PER_EXPERT * n_all {
             return;
         }
         let all = device.table.spec().parts_of_layer.get(layer as usize).copied();
@@ -37,7 +41,10 @@ impl Streamer {
         let mut missing: Vec<u32> = (0..n_experts).filter(lies_here).collect();
         let key = |&expert: &u32| device.table.key(unit(expert));
         missing.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.cmp(b)));
-        experts.extend(missing.into_iter().take(n));
+        let unexpected = missing.len() * UNEXPECTED_HALVES * n_all;
+        let unexpected = (unexpected + n_choices / 2) / n_choices;
+        missing.truncate(n.min(missing.len().saturating_sub(unexpected)));
+        experts.append(&mut missing);
     }
 
     /// See [`hypura_llama::tiered::Residency::pass`].

@@ -15,16 +15,16 @@ use std::collections::HashMap;
 use super::PartIndex;
 use crate::abi::Tensor;
 
-/// Where there is room for them: one is computed with, and the others are filled while the next
-/// layer's router is waited for.
+/// Where there is room for so many: one is computed with, and the others are filled meanwhile, or
+/// while the next layer's router is waited for.
 const CELLS: u32 = 8;
-/// Where there is not: one is computed with, one is filled.
-const CELLS_MIN: u32 = 2;
 
 /// How so many transit slots are divided: cells, and slots of each.
 const fn cells(n_slots: u32) -> (u32, u32) {
-    let n_cells = if n_slots < CELLS { n_slots - n_slots % CELLS_MIN } else { CELLS };
-    (n_cells, if n_cells == 0 { 0 } else { n_slots / n_cells })
+    match n_slots {
+        0..CELLS => (n_slots, 1),
+        _ => (CELLS, n_slots / CELLS),
+    }
 }
 
 /// The memory of the cells of one device.
@@ -69,3 +69,34 @@ impl Transit {
 
 /// Tensors of GPUs begin at multiples of this, in bytes (`GGML_CUDA` uses 128, others up to 256).
 const ALIGNMENT: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_divided_into_cells() {
+        let divided = [0, 2, 7, 8, 15, 16, 72].map(cells);
+        let expected = [(0, 1), (2, 1), (7, 1), (8, 1), (8, 1), (8, 2), (8, 9)];
+        assert_eq!(divided, expected);
+    }
+
+    /// Whatever their size, experts lie side by side in a cell, with room behind the last one, and
+    /// never in another.
+    #[test]
+    fn cells_do_not_overlap() {
+        let mut transit = Transit::new(24);
+        let (bytes, padding) = (1000, 36);
+        let cell_bytes = transit.cell_bytes(bytes, padding);
+        transit.add_lane(0, std::ptr::null_mut(), cell_bytes);
+        for slice in [bytes, 1, 999] {
+            let start = |slot| transit.place(0, slot, slice).map(|(_, at)| at).unwrap();
+            for slot in 0..24 {
+                let cell = slot as usize / 3;
+                assert_eq!(start(slot), cell * cell_bytes + (slot as usize % 3) * slice);
+                assert!(start(slot) + slice + padding <= (cell + 1) * cell_bytes);
+            }
+        }
+        assert!(transit.place(0, 24, bytes).is_none() && transit.place(1, 0, bytes).is_none());
+    }
+}

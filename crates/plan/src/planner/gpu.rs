@@ -232,8 +232,7 @@ impl Planner<'_> {
         let taken = bytes(TRANSIT_SLOTS_MIN).saturating_add(beyond / TRANSIT_SHARE).min(most);
         let n_slots = taken / bytes(1).max(1);
         // Cells are alike.
-        let multiple = if n_slots < TRANSIT_CELLS { TRANSIT_SLOTS_MIN } else { TRANSIT_CELLS };
-        (taken, n_slots - n_slots % multiple)
+        (taken, if n_slots < TRANSIT_CELLS { n_slots } else { n_slots - n_slots % TRANSIT_CELLS })
     }
 
     /// The largest micro-batch that is worth its memory where weights cross the link.

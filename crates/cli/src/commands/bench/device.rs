@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use hypura_engine::gguf::{Model, Role, Tensor};
 use hypura_engine::llama::Gpu;
 use hypura_engine::plan::{Mode, Plan};
 use hypura_engine::{GpuChoice, LoadError, gpu_names};
@@ -30,21 +31,51 @@ enum Baseline {
     Gpu,
     /// With the experts left to the CPU.
     ExpertsOnCpu,
+    /// With so many of the last layers on the GPU, the output counted, the others on the CPU.
+    Layers(u32),
     /// Without the GPU.
     Cpu,
 }
 
 impl Baseline {
     /// What people use without us. `whole` is the plan within all main memory that there could be.
-    fn of(whole: &Plan, is_emulated: bool) -> Baseline {
+    fn of(model: &Model, whole: &Plan, is_emulated: bool) -> Baseline {
         let fits_without_experts = whole.gpu.as_ref().is_some_and(|gpu| gpu.ring_bytes == 0);
+        let n_layers = layers_that_fit(model, whole);
         match whole.mode {
             _ if is_emulated => Baseline::Cpu,
             Mode::FullResident => Baseline::Gpu,
             Mode::ExpertStreaming if fits_without_experts => Baseline::ExpertsOnCpu,
+            _ if n_layers > 0 => Baseline::Layers(n_layers),
             _ => Baseline::Cpu,
         }
     }
+}
+
+/// How many of a model's last layers GPU memory holds in the place of what we hold of its weights;
+/// the output is the last one.
+fn layers_that_fit(model: &Model, whole: &Plan) -> u32 {
+    let room = whole
+        .gpu
+        .as_ref()
+        .map_or(0, |gpu| gpu.bytes.resident_weights + gpu.bytes.expert_slots + gpu.bytes.ring);
+    let is_output = |tensor: &&Tensor| tensor.layer.is_none() && !is_input(tensor);
+    let bytes = |tensors: &mut dyn Iterator<Item = &Tensor>| tensors.map(|t| t.bytes).sum::<u64>();
+    let n_blocks = model.tensors.iter().filter_map(|t| t.layer).max().map_or(0, |last| last + 1);
+    let output = bytes(&mut model.tensors.iter().filter(is_output));
+    let of_block = |block| bytes(&mut model.tensors.iter().filter(|t| t.layer == Some(block)));
+    let sizes = std::iter::once(output).chain((0..n_blocks).rev().map(of_block));
+    let mut taken = 0;
+    let fitting = sizes.take_while(|bytes| {
+        taken += bytes;
+        taken <= room
+    });
+    u32::try_from(fitting.count()).unwrap_or(0)
+}
+
+/// Whether llama.cpp keeps a table in main memory anyway.
+fn is_input(tensor: &Tensor) -> bool {
+    matches!(tensor.role, Role::TokenEmbedding | Role::PerLayerEmbedding | Role::PositionEmbedding)
 }
 
 impl Device {
@@ -52,7 +83,11 @@ impl Device {
     ///
     /// # Errors
     /// If it has gone.
-    pub(super) fn of(args: &GpuArgs, whole: &Plan) -> Result<Option<Device>, LoadError> {
+    pub(super) fn of(
+        args: &GpuArgs,
+        model: &Model,
+        whole: &Plan,
+    ) -> Result<Option<Device>, LoadError> {
         let Some(plan) = &whole.gpu else { return Ok(None) };
         let mut gpus = match args.choice() {
             GpuChoice::Off => return Ok(None),
@@ -65,7 +100,7 @@ impl Device {
             name: names.join(","),
             description: gpu_names(&gpus),
             memory_bytes: plan.budget_bytes / u64::from(plan.devices.max(1)),
-            baseline: Baseline::of(whole, is_emulated),
+            baseline: Baseline::of(model, whole, is_emulated),
             is_emulated,
         }))
     }
@@ -77,8 +112,12 @@ impl Device {
             (_, Baseline::Cpu) => return vec!["--gpu".into(), "off".into()],
             _ => vec!["--gpu".into(), OsString::from(&self.name)],
         };
-        if self.baseline == Baseline::ExpertsOnCpu {
-            out.push("--baseline-experts-on-cpu".into());
+        match self.baseline {
+            Baseline::ExpertsOnCpu => out.push("--baseline-experts-on-cpu".into()),
+            Baseline::Layers(n) => {
+                out.extend(["--baseline-gpu-layers".into(), n.to_string().into()]);
+            }
+            Baseline::Gpu | Baseline::Cpu => {}
         }
         out
     }
@@ -88,8 +127,16 @@ impl Device {
         let (name, memory) = (&self.description, show(self.memory_bytes));
         let whose = if self.name.contains(',') { "each one's" } else { "its" };
         let here = format!("hypura computes on {name}, within {memory} of {whose} memory");
+        let layers;
         let there = match self.baseline {
             Baseline::Gpu => "llama.cpp on the same GPU, with all weights in its memory",
+            Baseline::Layers(n) => {
+                layers = format!(
+                    "llama.cpp with as many layers on the same GPU as fit into that (--n-gpu-layers \
+                     {n}), and the others on the CPU"
+                );
+                layers.as_str()
+            }
             Baseline::ExpertsOnCpu => {
                 "llama.cpp on the same GPU, with all experts left to the CPU (--cpu-moe), as not all \
                  weights fit into GPU memory"
@@ -97,10 +144,7 @@ impl Device {
             Baseline::Cpu if self.is_emulated => {
                 "llama.cpp on the CPU, which the GPU is as well, with memory of its own"
             }
-            Baseline::Cpu => {
-                "llama.cpp on the CPU alone, as what every token needs does not fit into GPU memory; \
-                 llama.cpp with a part of the layers there (--n-gpu-layers) was not measured"
-            }
+            Baseline::Cpu => "llama.cpp on the CPU alone, as not one layer fits into GPU memory",
         };
         format!("{here}; each other side is {there}")
     }
@@ -109,6 +153,7 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use hypura_engine::plan::Breakdown;
 
     use super::super::super::places::tests::{planned, streamed};
     use super::*;
@@ -142,6 +187,7 @@ mod tests {
             (Baseline::Gpu, Side::Mmap, "--gpu CUDA0"),
             (Baseline::ExpertsOnCpu, Side::Mmap, "--gpu CUDA0 --baseline-experts-on-cpu"),
             (Baseline::ExpertsOnCpu, Side::Resident, "--gpu CUDA0 --baseline-experts-on-cpu"),
+            (Baseline::Layers(17), Side::Mmap, "--gpu CUDA0 --baseline-gpu-layers 17"),
             (Baseline::Cpu, Side::Mmap, "--gpu off"),
         ] {
             let arguments = device(baseline).arguments(&args, side);
@@ -152,15 +198,21 @@ mod tests {
 
     #[test]
     fn the_baseline_is_what_people_use_without_us() {
-        let (_, whole) = planned(1 << 40, Some(1 << 40));
-        assert_eq!(Baseline::of(&whole, false), Baseline::Gpu);
-        assert_eq!(Baseline::of(&whole, true), Baseline::Cpu, "there is none");
+        let (model, whole) = planned(1 << 40, Some(1 << 40));
+        assert_eq!(Baseline::of(&model, &whole, false), Baseline::Gpu);
+        assert_eq!(Baseline::of(&model, &whole, true), Baseline::Cpu, "there is none");
         let (_, mut part) = streamed();
-        assert_eq!(Baseline::of(&part, false), Baseline::ExpertsOnCpu);
+        assert_eq!(Baseline::of(&model, &part, false), Baseline::ExpertsOnCpu);
         assert!(device(Baseline::ExpertsOnCpu).note().contains("(--cpu-moe)"));
-        part.gpu.as_mut().unwrap().ring_bytes = 1;
-        assert_eq!(Baseline::of(&part, false), Baseline::Cpu, "matrices stream too");
+        // Matrices stream too. The output takes 2.2 MB, each of the 8 layers about 4.
+        let gpu = part.gpu.as_mut().unwrap();
+        (gpu.bytes.resident_weights, gpu.bytes.expert_slots) = (8 << 20, 7 << 20);
+        (gpu.ring_bytes, gpu.bytes.ring) = (1, 0);
+        assert_eq!(Baseline::of(&model, &part, false), Baseline::Layers(4));
+        assert!(device(Baseline::Layers(4)).note().contains("(--n-gpu-layers 4)"));
         part.mode = Mode::DenseStreaming;
-        assert_eq!(Baseline::of(&part, false), Baseline::Cpu);
+        assert_eq!(Baseline::of(&model, &part, false), Baseline::Layers(4));
+        part.gpu.as_mut().unwrap().bytes = Breakdown::default();
+        assert_eq!(Baseline::of(&model, &part, false), Baseline::Cpu);
     }
 }

@@ -82,7 +82,7 @@ impl<'a> Setup<'a> {
             plan_only(&model, &options(memory))?;
         }
         let (gguf, whole) = plan_only(&model, &options(u64::MAX >> 4))?;
-        let device = Device::of(&args.gpu, &whole)?;
+        let device = Device::of(&args.gpu, &gguf, &whole)?;
         let json = args.json.as_ref().map(|path| json_file(path, &model));
         for path in [&json, &args.svg].into_iter().flatten() {
             check_writable(path)?;

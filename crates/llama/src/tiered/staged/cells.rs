@@ -39,6 +39,8 @@ pub(super) struct Held {
     pub(super) parts: u8,
     /// In the order of their slots.
     pub(super) experts: Vec<u32>,
+    /// Whether the router had not chosen yet when they were copied.
+    pub(super) is_expected: bool,
 }
 
 impl Cells {

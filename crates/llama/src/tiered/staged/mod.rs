@@ -321,15 +321,15 @@ impl Walk<'_> {
             let Stream { memory, residency, .. } = &mut *self.stream;
             let parts = if has_all { memory.parts_of_layer(next) } else { 1 << part };
             let mut experts = missing;
-            if layer == Some(next) {
-                experts.truncate(room);
-            } else {
+            let is_expected = layer != Some(next);
+            experts.truncate(room);
+            if is_expected {
                 experts.clear();
                 let n_choices = graph::dim(ids, 0) * graph::dim(ids, 1);
                 residency.expected(next, n_choices, room, &mut experts);
             }
             for experts in experts.chunks(self.stage.cells.per_cell().max(1)) {
-                let held = Held { layer: next, parts, experts: experts.to_vec() };
+                let held = Held { layer: next, parts, experts: experts.to_vec(), is_expected };
                 self.stage.fill_cell(memory, residency.as_mut(), held)?;
             }
             Ok(())

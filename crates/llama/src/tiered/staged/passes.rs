@@ -140,8 +140,10 @@ pub(super) unsafe fn run(
         let needed: Vec<(u32, u32)> =
             places.filter(|(_, expert)| missing.binary_search(expert).is_ok()).collect();
         unbrought.retain(|expert| !held.experts.contains(expert));
-        counts.expected += held.experts.len();
-        counts.expected_rightly += needed.len();
+        if held.is_expected {
+            counts.expected += held.experts.len();
+            counts.expected_rightly += needed.len();
+        }
         if needed.is_empty() {
             stage.drop_cell(cell);
         }
@@ -167,7 +169,7 @@ pub(super) unsafe fn run(
             && stage.cells.room() > 0
             && let Some(experts) = unbrought.next()
         {
-            let held = Held { layer, parts, experts: experts.to_vec() };
+            let held = Held { layer, parts, experts: experts.to_vec(), is_expected: false };
             let places: Vec<(u32, u32)> = (0..).zip(experts.iter().copied()).collect();
             // SAFETY: the caller's promise.
             let cell = unsafe { stage.fill_cell(memory, residency.as_mut(), held)? };
