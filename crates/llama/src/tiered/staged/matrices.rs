@@ -21,7 +21,8 @@ impl Walk<'_> {
         unsafe {
             self.launch_to(i)?;
             // Everything that used matrices so far is launched.
-            self.stage.copy_after_launched(self.context);
+            self.stage.mark_launched(self.context);
+            self.stage.copy_after_marked();
             let Stream { memory, residency, .. } = &mut *self.stream;
             let mut copies = std::mem::take(&mut self.stage.matrices);
             let place = loop {

@@ -242,6 +242,7 @@ impl Walk<'_> {
             }
         }
         self.stage.tables.clear();
+        self.stage.table_memory.clear();
         self.stream.residency.compute_time(begin.elapsed());
     }
 

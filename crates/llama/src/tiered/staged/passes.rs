@@ -129,8 +129,6 @@ pub(super) unsafe fn run(
     }
     there.sort_unstable();
     (counts.found, counts.missing) = (there.len(), missing.len());
-    // The router has been waited for.
-    stage.table_memory.clear();
     let mut groups = Groups { queue: VecDeque::new(), routed: &routed, rows_max };
     groups.add(&there, None);
     // Then those that were brought ahead.
@@ -150,7 +148,7 @@ pub(super) unsafe fn run(
         groups.add(&needed, Some(cell));
     }
     let per_cell = stage.cells.per_cell().max(1);
-    let mut unbrought = unbrought.chunks(per_cell).peekable();
+    let mut unbrought = unbrought.chunks(per_cell);
     // SAFETY: the caller's promise.
     let kept = unsafe { keep_input(context, &mut stage.kept, &job.steps)? };
     // SAFETY: as above.
@@ -178,9 +176,7 @@ pub(super) unsafe fn run(
         }
         let Some(group) = groups.queue.pop_front() else { break };
         // SAFETY: the caller's promise.
-        unsafe {
-            launch_group(context, stage, job, (input, memory), &routed, &group)?;
-        }
+        unsafe { launch_group(context, stage, job, (input, memory), &routed, &group)? };
         n_launched += 1;
         if !std::mem::replace(&mut is_noted, true) {
             // While the device computes.
@@ -191,7 +187,7 @@ pub(super) unsafe fn run(
                 n_own -= 1;
                 if n_own == 0 {
                     // SAFETY: as above.
-                    unsafe { stage.copy_after_launched(context) };
+                    unsafe { stage.mark_launched(context) };
                 }
             }
             // SAFETY: as above.
@@ -243,7 +239,7 @@ impl Groups<'_> {
 /// Copies what is worth it from a cell to slots of its layer, while it lies there.
 ///
 /// # Safety
-/// As [`run`]; copies wait for what reads these slots.
+/// As [`run`]; what reads these slots is launched and marked.
 unsafe fn keep_cell(
     stage: &mut Stage,
     memory: &StreamMemory,
@@ -256,6 +252,10 @@ unsafe fn keep_cell(
     let mut copies = std::mem::take(&mut stage.copies);
     copies.clear();
     residency.keep_passed(layer, &experts, stage.cells.first_slot(cell), &mut copies);
+    if !copies.is_empty() {
+        // SAFETY: the caller's promise.
+        unsafe { stage.copy_after_marked() };
+    }
     // SAFETY: the caller's promise.
     let begun = copies.iter().try_for_each(|copy| unsafe { begin(stage, memory, copy) });
     if !copies.is_empty() {

@@ -34,8 +34,9 @@ pub(in super::super) struct Stage {
     written: Event,
     /// Recorded behind the last copy. Null where the device computes at once.
     copied: Event,
-    /// Recorded behind what reads a layer's own slots in passes.
-    read: Event,
+    /// Recorded behind what copies have to wait for: what reads a layer's own slots in passes, or
+    /// matrices.
+    launched: Event,
     /// What passes through the device.
     pub(super) cells: Cells,
     /// Recorded behind the copies of matrices, by their serial numbers modulo the length.
@@ -98,7 +99,7 @@ impl Stage {
                 beside,
                 written: event(),
                 copied: event(),
-                read: event(),
+                launched: event(),
                 cells: Cells::new(),
                 arrived: (0..MATRICES_MAX).map(|_| event()).collect(),
                 newest: None,
@@ -175,16 +176,22 @@ impl Stage {
         }
     }
 
-    /// Copies that begin from now on wait for what was launched so far.
+    /// Marks what was launched so far.
     ///
     /// # Safety
     /// As above.
-    pub(super) unsafe fn copy_after_launched(&mut self, context: &BackendContext) {
+    pub(super) unsafe fn mark_launched(&mut self, context: &BackendContext) {
         // SAFETY: the caller's promise.
-        unsafe {
-            record(self.read, context.inner);
-            wait(self.copier, self.read);
-        }
+        unsafe { record(self.launched, context.inner) };
+    }
+
+    /// Copies that begin from now on wait for what was marked.
+    ///
+    /// # Safety
+    /// As above; something was, or nothing is to be waited for.
+    pub(super) unsafe fn copy_after_marked(&mut self) {
+        // SAFETY: the caller's promise.
+        unsafe { wait(self.copier, self.launched) };
     }
 
     /// So many zero bytes.
@@ -354,7 +361,7 @@ impl Drop for Stage {
         unsafe {
             sys::ggml_backend_synchronize(self.beside);
             sys::ggml_backend_synchronize(self.copier);
-            let single = [self.copied, self.read, self.written];
+            let single = [self.copied, self.launched, self.written];
             let admitted = self.admitted.drain(..).map(|(_, event)| event);
             for event in single
                 .into_iter()

@@ -25,7 +25,7 @@ pub(in super::super) struct TableMemory {
 
 impl TableMemory {
     /// Nothing that was launched reads tables any more.
-    pub(super) fn clear(&mut self) {
+    pub(in super::super) fn clear(&mut self) {
         self.taken = 0;
     }
 }
