@@ -33,8 +33,8 @@ const COPY_SPREAD: f64 = 1.2;
 const ASSUMED_COPY_SPREAD: f64 = 4.0;
 
 /// Of a prompt's copying and computing, so much of the shorter is seen beside the longer: with 25 to
-/// 97% of the experts in GPU memory, 512 and 1,900 tokens took 0.88 to 1.07 times as long as that says
-/// (docs/performance.md).
+/// 97% of the experts in GPU memory, 512 tokens took 0.97 to 1.04 times as long as that says, 1,900
+/// tokens 0.77 to 1.20 times (docs/performance.md).
 const SHOWN_SHARE: f64 = 0.25;
 
 /// All that a token's time is made of.

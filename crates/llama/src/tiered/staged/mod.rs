@@ -208,7 +208,7 @@ impl Walk<'_> {
             self.stream.residency.begin(&matrices)?;
             let device = (self.stage.device, self.context.device.inner);
             self.stage.cells.begin(&self.stream.memory, device);
-            self.begin_next(None)?;
+            self.begin_next(None, Vec::new())?;
             for usage in uses {
                 if self.context.device.aborted() {
                     self.wait();
@@ -298,39 +298,42 @@ impl Walk<'_> {
             if let Some(state) = &mut self.layer {
                 (state.is_done, state.is_noted) = (is_done, true);
             }
-            self.begin_next(Some((end, layer, missing)))
+            self.begin_next(Some((end, layer)), missing)
         }
     }
 
-    /// Fills what cells are free with what the experts' next product in the graph will probably need:
-    /// behind node, layer, and what that layer lacks. Behind nothing: at the beginning.
-    unsafe fn begin_next(&mut self, behind: Option<(usize, u32, Vec<u32>)>) -> Result<(), Stop> {
-        let (end, layer, missing) = match behind {
-            Some((end, layer, missing)) => (Some(end), Some(layer), missing),
-            None => (None, None, Vec::new()),
-        };
+    /// Fills what cells are free with what the next product of experts in the graph will probably need.
+    /// `behind` which node, whose layer lacks `missing`; none at the beginning.
+    unsafe fn begin_next(
+        &mut self,
+        behind: Option<(usize, u32)>,
+        mut missing: Vec<u32>,
+    ) -> Result<(), Stop> {
         let room = self.stage.cells.room();
-        let comes_next = |usage: &&Use| end.is_none_or(|end| usage.node > end);
+        let comes_next = |usage: &&Use| behind.is_none_or(|(node, _)| usage.node > node);
         let Some(usage) = self.uses.iter().find(comes_next).filter(|_| room > 0) else {
             return Ok(());
         };
-        let StreamKind::Experts { layer: next, part } = usage.kind else { return Ok(()) };
+        let StreamKind::Experts { layer, part } = usage.kind else { return Ok(()) };
         // SAFETY: as `run`: the node is a MUL_MAT_ID.
         unsafe {
             let ids = (*self.nodes[usage.node]).src[2];
-            let has_all = self.all_steps(next, ids).is_some();
-            let Stream { memory, residency, .. } = &mut *self.stream;
-            let parts = if has_all { memory.parts_of_layer(next) } else { 1 << part };
-            let mut experts = missing;
-            let is_expected = layer != Some(next);
-            experts.truncate(room);
+            // What another product of the same layer lacks is known.
+            let is_expected = behind.is_none_or(|(_, of)| of != layer);
             if is_expected {
-                experts.clear();
+                missing.clear();
                 let n_choices = graph::dim(ids, 0) * graph::dim(ids, 1);
-                residency.expected(next, n_choices, room, &mut experts);
+                self.stream.residency.expected(layer, n_choices, room, &mut missing);
             }
-            for experts in experts.chunks(self.stage.cells.per_cell().max(1)) {
-                let held = Held { layer: next, parts, experts: experts.to_vec(), is_expected };
+            missing.truncate(room);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let has_all = self.all_steps(layer, ids).is_some();
+            let Stream { memory, residency, .. } = &mut *self.stream;
+            let parts = if has_all { memory.parts_of_layer(layer) } else { 1 << part };
+            for experts in missing.chunks(self.stage.cells.per_cell().max(1)) {
+                let held = Held { layer, parts, experts: experts.to_vec(), is_expected };
                 self.stage.fill_cell(memory, residency.as_mut(), held)?;
             }
             Ok(())
