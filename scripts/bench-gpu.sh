@@ -56,6 +56,7 @@ run "$x64" "gpu=$gpu,baseline=experts,$prompts,$few,name=experts-on-cpu"
 run "$x64" "gpu=$gpu,baseline=read,$prompts,$many,name=all-again"
 run "$dense" "gpu=$gpu,baseline=read,$prompts,$few,name=dense-all"
 run "$dense" "gpu=$gpu,gpu-memory=3200,$plenty,$prompts,$few,name=dense-half"
+run "$dense" "gpu=$gpu,baseline=read,layers=16,$prompts,$few,name=layers-16-of-dense"
 run "$x256" "gpu=$gpu,slots=8,weights=6500,memory=30000,$few,name=drive"
 
 python3 - "$lines" <<'PY'
