@@ -136,12 +136,11 @@ fn budget_rows(plan: &Plan) -> Vec<BudgetRow> {
 
 fn gpu_budget_rows(gpu: &GpuPlan) -> Vec<BudgetRow> {
     let bytes = &gpu.bytes;
-    let rings = gpu.ring_bytes.saturating_mul(u64::from(gpu.devices));
     let rows = [
         ("resident weights", bytes.resident_weights),
         ("expert slots", bytes.expert_slots),
-        ("transit slots", bytes.ring.saturating_sub(rings)),
-        ("ring", rings),
+        ("transit slots", bytes.transit),
+        ("ring", bytes.ring),
         ("attention state", bytes.kv),
         ("compute buffers", bytes.compute),
         ("work buffers", bytes.work),

@@ -69,8 +69,7 @@ pub struct GpuPlan {
     pub slots: Vec<u32>,
     /// Bytes of the ring that dense matrices stream through on each GPU, 0 if none does.
     pub ring_bytes: u64,
-    /// Slots of each GPU that belong to no layer: experts without one pass through them. Their bytes
-    /// are part of the ring's in `bytes`.
+    /// Slots of each GPU that belong to no layer: experts without one pass through them.
     pub transit_slots: u32,
     /// The smallest budget of GPU memory that works with this context and these settings.
     pub smallest_bytes: u64,
@@ -188,6 +187,9 @@ pub struct Breakdown {
     pub expert_slots: u64,
     /// The ring for dense matrices.
     pub ring: u64,
+    /// Transit slots, see [`GpuPlan::transit_slots`].
+    #[serde(default)]
+    pub transit: u64,
     /// The attention state.
     pub kv: u64,
     /// Blocks of attention state beside the context.
@@ -208,6 +210,7 @@ impl Breakdown {
     pub fn total(&self) -> u64 {
         total([
             self.weights(),
+            self.transit,
             self.kv,
             self.kv_tiers,
             self.compute,
@@ -217,7 +220,7 @@ impl Breakdown {
         ])
     }
 
-    /// What weights take, in whatever form.
+    /// What weights take that are there for longer than they pass through, in whatever form.
     pub fn weights(&self) -> u64 {
         total([self.resident_weights, self.expert_slots, self.ring])
     }

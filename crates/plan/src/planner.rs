@@ -434,6 +434,7 @@ impl<'a> Planner<'a> {
                 .iter()
                 .fold(0, |sum, pool: &Pool| sum + pool.slot_bytes * u64::from(pool.slots)),
             ring: draft.allocation.ring_bytes,
+            transit: 0,
             kv: draft.scratch.kv,
             kv_tiers: self.request.kv_tier_bytes,
             compute: draft.scratch.compute,

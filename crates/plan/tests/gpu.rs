@@ -135,9 +135,10 @@ fn check(plan: &Plan, model: &Model, context: &str) {
         assert!(bytes >= needed, "{context}: double buffering in {which}");
         assert!(bytes <= streamed.iter().sum(), "{context}: {which}");
     }
-    let of_each = gpu.ring_bytes + u64::from(gpu.transit_slots) * widest_expert(plan, model);
-    let of_all = of_each * u64::from(gpu.devices);
-    assert_eq!((gpu.bytes.ring, plan.bytes.ring), (of_all, plan.ring_bytes), "{context}");
+    let rings = gpu.ring_bytes * u64::from(gpu.devices);
+    assert_eq!((gpu.bytes.ring, plan.bytes.ring), (rings, plan.ring_bytes), "{context}");
+    let transit = u64::from(gpu.transit_slots * gpu.devices) * widest_expert(plan, model);
+    assert_eq!((gpu.bytes.transit, plan.bytes.transit), (transit, 0), "{context}");
     let n_experts = plan.pools.iter().map(|pool| pool.n_experts).max().unwrap_or(0);
     let transit = gpu.transit_slots;
     assert_eq!(plan.pools.is_empty(), transit == 0, "{context}");

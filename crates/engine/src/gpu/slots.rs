@@ -24,7 +24,7 @@ pub(crate) fn split(model: &gguf::Model, plan: &Plan, surveyed: &Survey) -> llam
 
 /// What every GPU holds beside weights and attention state, in bytes.
 fn own_bytes(gpu: &plan::GpuPlan) -> u64 {
-    let of_each = gpu.bytes.compute + gpu.bytes.work + gpu.bytes.ring;
+    let of_each = gpu.bytes.compute + gpu.bytes.work + gpu.bytes.ring + gpu.bytes.transit;
     plan::memory::GPU_BASE_BYTES + of_each / u64::from(gpu.devices.max(1))
 }
 
@@ -139,7 +139,8 @@ pub(crate) fn fit_slots(
 /// took of each.
 pub(crate) fn taken_bytes(plan: &Plan, allocated_bytes: &[u64]) -> Vec<u64> {
     let Some(gpu) = &plan.gpu else { return Vec::new() };
-    let of_each = (gpu.bytes.work + gpu.bytes.ring) / u64::from(gpu.devices.max(1));
+    let of_each =
+        (gpu.bytes.work + gpu.bytes.ring + gpu.bytes.transit) / u64::from(gpu.devices.max(1));
     let planned = plan::memory::GPU_BASE_BYTES + of_each;
     allocated_bytes.iter().map(|bytes| bytes + planned).collect()
 }

@@ -375,6 +375,7 @@ impl Planner<'_> {
             resident_weights: tier.allocation.resident_bytes(&tier.inventory),
             expert_slots: tier.allocation.slot_bytes(&tier.inventory),
             ring: tier.allocation.ring_bytes,
+            transit: 0,
             kv: 0,
             kv_tiers: self.request.kv_tier_bytes,
             compute: self.host_scratch(n_ubatch).saturating_sub(GPU_STAGING_BYTES),
@@ -402,10 +403,8 @@ impl Planner<'_> {
         Breakdown {
             resident_weights,
             expert_slots,
-            ring: total([
-                product([allocation.ring_bytes, self.n_gpus()]),
-                self.transit_bytes(inventory, tier.transit_slots),
-            ]),
+            ring: product([allocation.ring_bytes, self.n_gpus()]),
+            transit: self.transit_bytes(inventory, tier.transit_slots),
             kv: scratch.kv,
             kv_tiers: 0,
             compute: scratch.compute,

@@ -142,11 +142,11 @@ fn tiers(model: &Model, plan: &Plan) -> Tiers {
     let Some(gpu) = &plan.gpu else { return ram };
     let bytes = &gpu.bytes;
     // Slots were fitted to what is really left; buffers are estimates.
-    let others = bytes.weights() + bytes.kv;
+    let others = bytes.weights() + bytes.transit + bytes.kv;
     let buffers_most = gpu.budget_bytes.saturating_sub(others);
     Tiers {
         vram_weights_bytes: bytes.resident_weights,
-        vram_slots_bytes: bytes.expert_slots + bytes.ring,
+        vram_slots_bytes: bytes.expert_slots + bytes.ring + bytes.transit,
         vram_kv_bytes: bytes.kv,
         vram_buffers_bytes: (bytes.compute + bytes.work + bytes.base).min(buffers_most),
         gpus: gpu.devices,

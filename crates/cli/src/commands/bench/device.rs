@@ -55,10 +55,7 @@ impl Baseline {
 /// How many of a model's last layers GPU memory holds in the place of what we hold of its weights;
 /// the output is the last one.
 fn layers_that_fit(model: &Model, whole: &Plan) -> u32 {
-    let room = whole
-        .gpu
-        .as_ref()
-        .map_or(0, |gpu| gpu.bytes.resident_weights + gpu.bytes.expert_slots + gpu.bytes.ring);
+    let room = whole.gpu.as_ref().map_or(0, |gpu| gpu.bytes.weights() + gpu.bytes.transit);
     let is_output = |tensor: &&Tensor| tensor.layer.is_none() && !is_input(tensor);
     let bytes = |tensors: &mut dyn Iterator<Item = &Tensor>| tensors.map(|t| t.bytes).sum::<u64>();
     let n_blocks = model.tensors.iter().filter_map(|t| t.layer).max().map_or(0, |last| last + 1);
@@ -207,7 +204,7 @@ mod tests {
         // Matrices stream too. The output takes 2.2 MB, each of the 8 layers about 4.
         let gpu = part.gpu.as_mut().unwrap();
         (gpu.bytes.resident_weights, gpu.bytes.expert_slots) = (8 << 20, 7 << 20);
-        (gpu.ring_bytes, gpu.bytes.ring) = (1, 0);
+        (gpu.ring_bytes, gpu.bytes.ring, gpu.bytes.transit) = (1, 0, 0);
         assert_eq!(Baseline::of(&model, &part, false), Baseline::Layers(4));
         assert!(device(Baseline::Layers(4)).note().contains("(--n-gpu-layers 4)"));
         part.mode = Mode::DenseStreaming;
