@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Slots are safe because a slot that a launched kernel reads is in use until the next wait, and
-//! what is in use is not given away. Small tables are written from pinned memory that is free
-//! again after the next wait.
+//! what is in use is not given away; in passes, copies wait for what reads a slot. Small tables are
+//! written from pinned memory that is free again after the next wait.
 
 mod ahead;
 mod assist;

@@ -25,8 +25,8 @@ const MATRICES_MAX: usize = 64;
 pub(in super::super) struct Stage {
     /// Number of the device.
     pub(super) device: usize,
-    /// A backend of the same device whose stream is for copies. Null where the device has no
-    /// events to order two streams: then it is the computing one.
+    /// A backend of the same device whose stream is for copies. Events order it and the computing
+    /// one; a device without events does everything at once.
     pub(super) copier: Backend,
     /// Another one, for tables that must not queue behind experts.
     beside: Backend,
