@@ -145,7 +145,7 @@ pub(crate) struct ModelArgs {
     pub(crate) threads: Option<u32>,
 
     /// How weights that stay in memory lie there: rearranged for this CPU, or plain as in the
-    /// file, which gives the same text at every --memory
+    /// file, which with one --ubatch gives the same text at every --memory
     #[arg(long, value_enum, default_value_t = LayoutArg::Fast, help_heading = COMPUTING)]
     pub(crate) layout: LayoutArg,
 
