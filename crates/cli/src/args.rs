@@ -307,7 +307,13 @@ pub(crate) struct RunArgs {
     pub(crate) baseline_experts_on_cpu: bool,
 
     /// With a GPU, let llama.cpp's own loader give it this many layers, and the CPU the others
-    #[arg(long, value_name = "N", hide = true, requires = "baseline")]
+    #[arg(
+        long,
+        value_name = "N",
+        hide = true,
+        requires = "baseline",
+        conflicts_with = "baseline_experts_on_cpu"
+    )]
     pub(crate) baseline_gpu_layers: Option<u32>,
 }
 

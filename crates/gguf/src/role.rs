@@ -67,6 +67,13 @@ impl Role {
         (model_role(name), None)
     }
 
+    /// Whether tokens are looked up in it: llama.cpp keeps such tables in main memory
+    /// (`LLM_TENSOR_LAYER_INPUT` in `llama-arch.cpp`).
+    #[must_use]
+    pub const fn is_input(self) -> bool {
+        matches!(self, Self::TokenEmbedding | Self::PerLayerEmbedding | Self::PositionEmbedding)
+    }
+
     /// Whether this is a streamable expert weight.
     #[must_use]
     pub const fn is_expert(self) -> bool {

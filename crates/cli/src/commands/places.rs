@@ -71,8 +71,7 @@ pub(crate) fn place_of(model: &Model, plan: &Plan, index: usize) -> String {
 
 /// llama.cpp looks tokens up in main memory. A table that is the output matrix too is in both.
 fn resident(model: &Model, plan: &Plan, role: Role) -> &'static str {
-    let is_looked_up =
-        matches!(role, Role::TokenEmbedding | Role::PerLayerEmbedding | Role::PositionEmbedding);
+    let is_looked_up = role.is_input();
     let is_tied = role == Role::TokenEmbedding && model.tensor("output.weight").is_none();
     match &plan.gpu {
         None => "memory",

@@ -90,7 +90,7 @@ impl Planner<'_> {
             let tensors = self.model.tensors.iter().zip(&self.inventory.kinds);
             tensors.filter(|(tensor, kind)| {
                 **kind == Kind::Fixed
-                    && is_input(tensor.role)
+                    && tensor.role.is_input()
                     && !(tensor.role == Role::TokenEmbedding && is_tied(self.model))
             })
         };
@@ -107,7 +107,7 @@ impl Planner<'_> {
         let mut inventory = device.inventory.clone();
         let tensors = self.model.tensors.iter().zip(&self.inventory.kinds);
         let of_input = tensors
-            .filter(|(tensor, kind)| **kind != Kind::Unused && is_input(tensor.role))
+            .filter(|(tensor, kind)| **kind != Kind::Unused && tensor.role.is_input())
             .map(|(tensor, _)| tensor.bytes);
         inventory.fixed_bytes = total(of_input);
         let dense = device.inventory.dense.iter().zip(&device.allocation.pinned);
@@ -145,7 +145,7 @@ impl Planner<'_> {
         let mut of_layer: HashMap<Option<u32>, u64> = HashMap::new();
         let is_output = |role| role == Role::TokenEmbedding && is_tied(self.model);
         let tensors = self.model.tensors.iter();
-        for tensor in tensors.filter(|tensor| !is_input(tensor.role) || is_output(tensor.role)) {
+        for tensor in tensors.filter(|tensor| !tensor.role.is_input() || is_output(tensor.role)) {
             *of_layer.entry(tensor.layer).or_default() += tensor.bytes;
         }
         of_layer.into_values().max().unwrap_or(0)
@@ -428,11 +428,6 @@ fn host_matrices(tier: &Tier) -> Vec<usize> {
 fn smallest_bytes(inventory: &Inventory) -> u64 {
     let least = smallest(inventory);
     total([least.resident_bytes(inventory), least.slot_bytes(inventory), least.ring_bytes])
-}
-
-/// Tables that tokens are looked up in.
-fn is_input(role: Role) -> bool {
-    matches!(role, Role::TokenEmbedding | Role::PerLayerEmbedding | Role::PositionEmbedding)
 }
 
 /// Whether the input embedding is the output matrix too.

@@ -56,7 +56,12 @@ impl Baseline {
 /// the output is the last one.
 fn layers_that_fit(model: &Model, whole: &Plan) -> u32 {
     let room = whole.gpu.as_ref().map_or(0, |gpu| gpu.bytes.weights() + gpu.bytes.transit);
-    let is_output = |tensor: &&Tensor| tensor.layer.is_none() && !is_input(tensor);
+    // An embedding that is the output too is there as that.
+    let is_tied = model.tensor("output.weight").is_none();
+    let is_output = |tensor: &&Tensor| {
+        let is_tied_one = is_tied && tensor.role == Role::TokenEmbedding;
+        tensor.layer.is_none() && (is_tied_one || !tensor.role.is_input())
+    };
     let bytes = |tensors: &mut dyn Iterator<Item = &Tensor>| tensors.map(|t| t.bytes).sum::<u64>();
     let n_blocks = model.tensors.iter().filter_map(|t| t.layer).max().map_or(0, |last| last + 1);
     let output = bytes(&mut model.tensors.iter().filter(is_output));
@@ -68,11 +73,6 @@ fn layers_that_fit(model: &Model, whole: &Plan) -> u32 {
         taken <= room
     });
     u32::try_from(fitting.count()).unwrap_or(0)
-}
-
-/// Whether llama.cpp keeps a table in main memory anyway.
-fn is_input(tensor: &Tensor) -> bool {
-    matches!(tensor.role, Role::TokenEmbedding | Role::PerLayerEmbedding | Role::PositionEmbedding)
 }
 
 impl Device {
