@@ -563,7 +563,7 @@ fn load_streamed(
     streamer.set_abort_flag(context.abort_flag());
     let cost = gpu::assist_cost(opened.model(), &plan, surveyed);
     if let Some(cost) = &cost {
-        streamer.set_link(1.0 / cost.copy_s_per_byte);
+        streamer.set_link(1.0 / cost.copy_s_per_byte, surveyed.has_emulated_gpu());
     }
     streamer.set_assist(cost.filter(|_| options.cpu_assists));
     streamer.fill_store(progress).map_err(|error| match error {

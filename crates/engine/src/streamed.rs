@@ -48,6 +48,7 @@ impl Streamed {
             parts.sort_by_key(|p| p.part == part_number(Part::Down));
             sources.layers.push(ExpertLayer { pool: of.pool, parts });
             sources.n_experts = sources.n_experts.max(of.n_experts);
+            sources.n_used = sources.n_used.max(of.n_used);
         }
         for (index, (tensor, placement)) in gguf.tensors.iter().zip(&plan.placements).enumerate() {
             let place = place(index)?;

@@ -23,7 +23,7 @@ mod trace;
 mod unit;
 
 pub use policy::{
-    AgedLfu, DEFAULT_HALF_LIFE_TOKENS, History, HistoryError, Lfu, Lrfu, Lru, Pinned, Policy,
+    AgedLfu, History, HistoryError, Lfu, Lrfu, Lru, Pinned, Policy, half_life_tokens,
 };
 pub use predict::{
     Coactivation, EarlyRouter, Frequency, Guess, MAX_COUNTERS, Mix, PredictionStats, Predictor,

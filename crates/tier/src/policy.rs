@@ -24,11 +24,30 @@ pub trait Policy {
     /// The rank of `unit`: the unit with the lowest key gives way first. Negative infinity for a
     /// unit that was never touched. Equal keys are ordered by unit number.
     fn key(&self, unit: usize) -> f64;
+
+    /// Goes on from what another one of its kind remembers, in its own way.
+    fn adopt(&mut self, memory: Self)
+    where
+        Self: Sized,
+    {
+        *self = memory;
+    }
 }
 
-/// Half-life of a use in [`Lrfu`], in tokens, unless told otherwise: long enough to gather a
-/// frequency from a few percent of the tokens, short enough to follow a change of subject.
-pub const DEFAULT_HALF_LIFE_TOKENS: f64 = 64.0;
+/// Half-life of a use in [`Lrfu`], in tokens, for a model whose router chooses `n_used` of
+/// `n_experts`: four times as long as it takes until an expert is chosen again, on average. That is
+/// long enough to tell frequent ones from others, and short enough to follow a change of subject.
+pub fn half_life_tokens(n_experts: u32, n_used: u32) -> f64 {
+    let interval = f64::from(n_experts) / f64::from(n_used.max(1));
+    (HALF_LIFE_INTERVALS * interval).clamp(HALF_LIFE_MIN, HALF_LIFE_MAX)
+}
+
+/// On routing of the demo model (32 experts, 4 used), 32 tokens are as good as 48 or 64 in answers of
+/// 1,200 tokens, and miss 2 to 12% less than 64 where the subject changes every 200; 16 miss more
+/// in long answers.
+const HALF_LIFE_INTERVALS: f64 = 4.0;
+const HALF_LIFE_MIN: f64 = 16.0;
+const HALF_LIFE_MAX: f64 = 128.0;
 
 /// Least recently used goes first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,6 +145,11 @@ impl Policy for Lrfu {
         // log2(0) is negative infinity: never used, first to go.
         score.log2() + last / self.half_life_tokens
     }
+
+    fn adopt(&mut self, memory: Self) {
+        // Times are in tokens, whatever the half-life was.
+        self.units = memory.units;
+    }
 }
 
 /// A policy's memory with the shape that it belongs to, to be kept from one run to the next.
@@ -219,5 +243,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn half_lives_follow_how_often_an_expert_is_chosen() {
+        assert_eq!(half_life_tokens(32, 4), 32.0);
+        assert_eq!(half_life_tokens(128, 8), 64.0);
+        assert_eq!([half_life_tokens(8, 2), half_life_tokens(512, 1)], [16.0, 128.0]);
+        assert_eq!(half_life_tokens(32, 0), 128.0, "not known");
+    }
+
+    /// Uses are remembered with their times, and forgotten as fast as the one that goes on forgets.
+    #[test]
+    fn what_is_adopted_is_forgotten_at_the_own_pace() {
+        let mut slow = Lrfu::new(2, 1e6);
+        for now in 0..3 {
+            slow.touch(0, f64::from(now));
+        }
+        slow.touch(1, 30.0);
+        assert!(slow.key(0) > slow.key(1), "three uses weigh more than one");
+        let mut quick = Lrfu::new(2, 4.0);
+        quick.adopt(slow);
+        assert!(quick.key(0) < quick.key(1), "they are long ago");
     }
 }

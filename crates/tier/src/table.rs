@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::Policy;
 use crate::stats::{LayerStats, TierStats, UnitHeat};
-use crate::{DEFAULT_HALF_LIFE_TOKENS, Lrfu, Parts, SlotId, UnitId};
+use crate::{Lrfu, Parts, SlotId, UnitId, half_life_tokens};
 use clock::Clock;
 pub use error::{NotEnoughSlots, ResizeError, SpecError};
 use pool::{Pool, Slot};
@@ -30,6 +30,8 @@ use pool::{Pool, Slot};
 pub struct TableSpec {
     /// Experts of each layer.
     pub n_experts: u32,
+    /// Experts that are chosen for a token, per layer.
+    pub n_used: u32,
     /// Per layer that has experts: the pool that its units live in.
     pub pool_of_layer: Vec<u32>,
     /// Per pool: its slots.
@@ -126,7 +128,8 @@ impl SlotTable<Lrfu> {
     /// # Errors
     /// [`SpecError`] if `spec` contradicts itself.
     pub fn new(spec: TableSpec) -> Result<Self, SpecError> {
-        let policy = Lrfu::new(spec.n_units(), DEFAULT_HALF_LIFE_TOKENS);
+        let half_life = half_life_tokens(spec.n_experts, spec.n_used);
+        let policy = Lrfu::new(spec.n_units(), half_life);
         Self::with_policy(spec, policy)
     }
 }

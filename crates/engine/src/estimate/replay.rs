@@ -88,6 +88,7 @@ impl Table {
         let capacity = capacity.map(|slots| slots as usize).collect();
         let spec = TableSpec {
             n_experts: layers.iter().map(|layer| layer.n_experts).max()?,
+            n_used: layers.iter().map(|layer| layer.n_used).max()?,
             pool_of_layer: layers.iter().map(|layer| layer.pool).collect(),
             // One part stands for all: they come and go together.
             parts_of_layer: vec![Parts::DOWN; layers.len()],

@@ -165,7 +165,7 @@ impl Streamer {
         let likely = |guess: &&Guess| guess.probability >= LIKELY;
         let experts: Vec<u32> = guesses.iter().take_while(likely).map(|g| g.expert).collect();
         if self.device.is_some() {
-            self.guess_on_device(layer, &experts);
+            self.guess_on_device(layer, &guesses, n_used);
         }
         for &expert in &experts {
             let unit = UnitId { layer, expert };

@@ -9,6 +9,7 @@ use hypura_llama::tiered::{PartCopy, Place, ResidencyError, Uploads};
 use hypura_tier::{Claim, Grant, Parts, SlotTable, TableSpec, UnitId, Victim};
 use serde::Serialize;
 
+use super::device_ahead::Guessed;
 use super::{Streamer, bit};
 
 /// What happened between host memory and a GPU.
@@ -72,8 +73,8 @@ pub(super) struct Device {
     /// Copies to host memory that are still to be made.
     pub(super) down: Vec<PartCopy>,
     /// Copies by a guess that are still to be made, and guesses that are to be judged.
-    guessed: Vec<PartCopy>,
-    guesses: Vec<UnitId>,
+    pub(super) guessed: Vec<PartCopy>,
+    pub(super) guesses: Vec<Guessed>,
     /// Bytes that a layer lacked lately, on average.
     missing_bytes: f64,
     /// Units whose copies are under way, or about to be: they change places once those are done.
@@ -127,6 +128,11 @@ impl Device {
         })
     }
 
+    /// A layer lacked so many bytes that were guessed in time.
+    pub(super) fn note_guessed(&mut self, bytes: f64) {
+        self.missing_bytes += bytes / MISSING_WINDOW;
+    }
+
     /// After an interruption: what was granted and not copied is not there.
     pub(super) fn come_to_rest(&mut self) {
         let wanted = self.wanted.drain(..).map(|wanted| (wanted.unit, wanted.to));
@@ -147,63 +153,8 @@ impl Streamer {
     /// Whether looking ahead can save more than it takes: where host memory has everything, so that
     /// nothing that is copied from is overwritten, and layers lack something worth the while.
     pub(super) fn is_worth_looking(&self) -> bool {
-        let lacks = |device: &Device| device.missing_bytes > LOOKING_S * self.copy_bytes_per_s;
+        let lacks = |device: &Device| device.missing_bytes > LOOKING_S * self.link.bytes_per_s;
         self.reuses_host_slots || self.device.as_ref().is_none_or(lacks)
-    }
-
-    /// Begins to copy those of `experts` that are missing on the device and lie in host memory.
-    pub(super) fn guess_on_device(&mut self, layer: u32, experts: &[u32]) {
-        let (Some(device), Some(table)) = (&mut self.device, &mut self.table) else { return };
-        let Some(source) = self.sources.layers.get(layer as usize) else { return };
-        for &expert in experts {
-            let unit = UnitId { layer, expert };
-            if device.table.lookup(unit).is_some() {
-                device.table.hold(unit);
-                continue;
-            }
-            let all = source.parts.iter().fold(Parts::EMPTY, |all, p| all | bit(p.part));
-            let known = table.lookup(unit).filter(|(_, ready)| ready.contains(all));
-            let Some((host_slot, _)) = known.filter(|_| !self.reuses_host_slots) else { continue };
-            if device.table.available(layer) <= experts.len() {
-                break;
-            }
-            let grant = device.table.speculate(unit, Parts::ALL, Claim::Expected);
-            let Some(grant) = grant else { break };
-            device.guesses.push(unit);
-            self.ahead.stats.begun += 1;
-            for part in &source.parts {
-                let (part, bytes) = (part.part, part.slice_bytes as u64);
-                let (from, to) = (Place::Host(host_slot.0), Place::Device(grant.slot.0));
-                device.guessed.push(PartCopy { layer, expert, part, from, to });
-                device.table.filled(unit, bit(part));
-                self.device_stats.get_or_insert_default().copied_bytes += bytes;
-            }
-            device.table.hold(unit);
-        }
-    }
-
-    /// The router of `layer` has chosen.
-    pub(super) fn judge_on_device(&mut self, layer: u32, chosen: &[u32]) {
-        let Some(device) = &mut self.device else { return };
-        device.table.let_go(layer);
-        let source = self.sources.layers.get(layer as usize);
-        let bytes: f64 = source.map_or(0.0, |s| s.parts.iter().map(|p| p.slice_bytes as f64).sum());
-        for unit in std::mem::take(&mut device.guesses) {
-            if unit.layer == layer {
-                let is_right = chosen.binary_search(&unit.expert).is_ok();
-                self.ahead.judge(is_right);
-                // It would be missing now.
-                device.missing_bytes += if is_right { bytes / MISSING_WINDOW } else { 0.0 };
-                self.ahead.stats.begun_right += u64::from(is_right);
-                self.ahead.stats.in_time += u64::from(is_right);
-            }
-        }
-    }
-
-    pub(super) fn take_guessed(&mut self, copies: &mut Vec<PartCopy>) {
-        if let Some(device) = &mut self.device {
-            copies.append(&mut device.guessed);
-        }
     }
 
     /// Nothing is copied any more: what went up leaves host memory, and what went down is there.
@@ -383,6 +334,7 @@ impl Streamer {
     /// Moves what is in host memory by now from `coming` to `copies`.
     fn take_arrived(&mut self, copies: &mut Vec<PartCopy>) {
         let (Some(device), Some(table)) = (&mut self.device, &self.table) else { return };
+        let mut bytes = 0;
         let mut i = 0;
         while let Some(&copy) = device.coming.get(i) {
             let unit = unit_of(copy);
@@ -394,8 +346,7 @@ impl Streamer {
             device.coming.remove(i);
             let source = self.sources.layers.get(copy.layer as usize);
             let part = source.and_then(|s| s.parts.iter().find(|p| p.part == copy.part));
-            self.device_stats.get_or_insert_default().copied_bytes +=
-                part.map_or(0, |part| part.slice_bytes as u64);
+            bytes += part.map_or(0, |part| part.slice_bytes as u64);
             copies.push(copy);
             if matches!(copy.to, Place::Transit(_)) {
                 continue;
@@ -406,5 +357,7 @@ impl Streamer {
                 device.rising.push(unit);
             }
         }
+        self.device_stats.get_or_insert_default().copied_bytes += bytes;
+        self.give_to_link(bytes);
     }
 }

@@ -7,6 +7,7 @@
 mod ahead;
 mod assist;
 mod device;
+mod device_ahead;
 mod device_ring;
 mod passing;
 mod reads;
@@ -22,13 +23,16 @@ use std::time::{Duration, Instant};
 
 use hypura_io as io;
 use hypura_llama::tiered::{ResidencyError, StreamMemory};
-use hypura_tier::{EarlyRouter, Parts, SlotState, SlotTable, TableSpec, TraceShape, UnitId};
+use hypura_tier::{
+    EarlyRouter, Parts, SlotState, SlotTable, TableSpec, TraceShape, UnitId, half_life_tokens,
+};
 
 use ahead::Ahead;
 pub use ahead::AheadStats;
 pub(crate) use assist::AssistCost;
 use device::Device;
 pub use device::DeviceStats;
+use device_ahead::Link;
 use device_ring::DeviceRing;
 use reads::{Arrival, Read, Reads, Target};
 pub(crate) use ring::MatrixSource;
@@ -73,6 +77,8 @@ pub(crate) struct RowSource {
 pub(crate) struct Sources {
     pub(crate) layers: Vec<ExpertLayer>,
     pub(crate) n_experts: u32,
+    /// Chosen for a token.
+    pub(crate) n_used: u32,
     pub(crate) slots: Vec<u32>,
     /// Slots of each layer on a GPU; empty if none computes.
     pub(crate) device_slots: Vec<u32>,
@@ -91,9 +97,9 @@ pub(crate) struct Sources {
 /// slots, and cost none with many.
 const OWN_LAYER_DISCOUNT: f64 = 1.0;
 
-/// What an earlier run used counts as if so many tokens had passed since: with a half-life of 64, a
-/// unit used now outranks one that was used 16 times then. The subject may be another one.
-const HISTORY_AGE_TOKENS: u64 = 256;
+/// What an earlier run used counts as if so many half-lives had passed since: a unit used now outranks
+/// one that was used 16 times then. The subject may be another one.
+const HISTORY_AGE: f64 = 4.0;
 
 /// How often people are shown the experts.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
@@ -108,8 +114,9 @@ pub(crate) struct Streamer {
     device_ring: Option<DeviceRing>,
     /// Whether and when the CPU computes experts in place.
     assist: Option<AssistCost>,
-    /// Of the link to the device; 0 if there is none.
-    copy_bytes_per_s: f64,
+    link: Link,
+    /// What its times count from.
+    begun: Instant,
     admission_turn: u64,
     /// `None` where the CPU computes.
     device_stats: Option<DeviceStats>,
@@ -159,6 +166,7 @@ impl Streamer {
         } else {
             let spec = TableSpec {
                 n_experts: sources.n_experts,
+                n_used: sources.n_used,
                 pool_of_layer: sources.layers.iter().map(|l| l.pool).collect(),
                 slots_of_pool: sources.slots.clone(),
                 parts_of_layer: sources
@@ -191,7 +199,7 @@ impl Streamer {
         let early = EarlyRouter::new(TraceShape {
             n_layers: u32::try_from(sources.layers.len()).unwrap_or(u32::MAX),
             n_experts: sources.n_experts,
-            top_k: 1,
+            top_k: sources.n_used.max(1),
         });
         Ok(Streamer {
             sources,
@@ -200,7 +208,8 @@ impl Streamer {
             device,
             device_ring,
             assist: None,
-            copy_bytes_per_s: 0.0,
+            link: Link::default(),
+            begun: Instant::now(),
             admission_turn: 0,
             device_stats: is_staged.then(DeviceStats::default),
             host_in_use: false,
@@ -236,7 +245,9 @@ impl Streamer {
     /// Without it nothing is read but what is needed or guessed: that is what benchmarks count.
     pub(crate) fn set_history(&mut self, file: HistoryFile) {
         if let (Some(table), Some(mut history)) = (&mut self.table, file.read()) {
-            history.now_tokens = history.now_tokens.saturating_add(HISTORY_AGE_TOKENS);
+            let half_life = half_life_tokens(self.sources.n_experts, self.sources.n_used);
+            let age = (HISTORY_AGE * half_life) as u64;
+            history.now_tokens = history.now_tokens.saturating_add(age);
             if let Some(device) = &mut self.device
                 && let Err(error) = device.table.import_history(history.clone())
             {
@@ -250,9 +261,10 @@ impl Streamer {
         self.plan_warming();
     }
 
-    /// What is known of the link to the device.
-    pub(crate) fn set_link(&mut self, bytes_per_s: f64) {
-        self.copy_bytes_per_s = bytes_per_s;
+    /// What is known of the link to the device. An emulated one does everything at once.
+    pub(crate) fn set_link(&mut self, bytes_per_s: f64, is_emulated: bool) {
+        self.link.bytes_per_s = bytes_per_s;
+        self.link.is_emulated = is_emulated;
     }
 
     /// The CPU computes experts in place where that is sooner than copying them.

@@ -329,6 +329,7 @@ impl Residency for Streamer {
 
     fn compute_time(&mut self, elapsed: Duration) {
         self.compute += elapsed;
+        self.waited_for_device();
         self.segments.computed(elapsed);
     }
 }

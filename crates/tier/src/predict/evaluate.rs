@@ -87,6 +87,7 @@ pub fn evaluate(
     }
     let mut table = SlotTable::new(TableSpec {
         n_experts: shape.n_experts,
+        n_used: shape.top_k,
         pool_of_layer: vec![0; shape.n_layers as usize],
         slots_of_pool: vec![slots],
         parts_of_layer: vec![Parts::DOWN; shape.n_layers as usize],

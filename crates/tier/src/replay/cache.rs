@@ -71,6 +71,7 @@ impl<P: Policy> TableCache<P> {
     pub(super) fn new(pools: Pools, policy: P) -> Result<Self, SpecError> {
         let spec = TableSpec {
             n_experts: pools.shape.n_experts,
+            n_used: pools.shape.top_k,
             pool_of_layer: pools.pool_of_layer.clone(),
             slots_of_pool: pools.slots_of_pool.clone(),
             parts_of_layer: vec![Parts::DOWN; pools.shape.n_layers as usize],

@@ -60,7 +60,7 @@ impl<P: Policy> SlotTable<P> {
         if let Some(unit) = (0..n_units).find(is_damaged) {
             return Err(HistoryError::Damaged { unit });
         }
-        self.policy = history.policy;
+        self.policy.adopt(history.policy);
         self.clock = Clock::starting_at(history.now_tokens);
         for unit in 0..n_units {
             let slot_index = self.slot_of_unit[unit];

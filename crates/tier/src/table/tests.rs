@@ -11,6 +11,7 @@ const GUD: Parts = Parts::from_bits(GU.bits() | Parts::DOWN.bits());
 pub(super) fn spec(n_experts: u32, pool_of_layer: &[u32], slots_of_pool: &[u32]) -> TableSpec {
     TableSpec {
         n_experts,
+        n_used: 2,
         pool_of_layer: pool_of_layer.to_vec(),
         slots_of_pool: slots_of_pool.to_vec(),
         parts_of_layer: vec![GUD; pool_of_layer.len()],

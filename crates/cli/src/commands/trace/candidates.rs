@@ -1,11 +1,9 @@
 //! Who is compared: the policies, with the settings that are worth a row.
 
-use hypura_engine::tier::{Coactivation, Learned, Replacement, Source, Trace};
+use hypura_engine::tier::{Coactivation, Learned, Replacement, Source, Trace, half_life_tokens};
 
 /// Half-lives of LRFU, in tokens.
-const HALF_LIVES: [f64; 6] = [32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
-/// The half-life, or period of halving, of policies that are compared for something else.
-const HALF_LIFE: f64 = 64.0;
+const HALF_LIVES: [f64; 6] = [16.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
 /// How much what comes next counts beside what was, where pairs are used.
 const PAIR_WEIGHT: f64 = 0.5;
 /// Tokens from which pins are learned.
@@ -70,39 +68,40 @@ impl Candidate {
     }
 }
 
-/// All policies that are compared; pins of others only if there are others.
+/// All policies that are compared; pins of others only if there are others. What is compared for
+/// something else than its half-life, or period of halving, has the one that is built in.
 pub(super) fn candidates(traces: &[Trace]) -> Vec<Candidate> {
+    let shape = traces[0].shape();
+    let half_life_tokens = half_life_tokens(shape.n_experts, shape.top_k);
+    let period_tokens = half_life_tokens;
     let mut all = vec![
         Candidate::new("LRU", Replacement::Lru),
         Candidate::new("LFU", Replacement::Lfu),
-        Candidate::new("LFU", Replacement::AgedLfu { period_tokens: HALF_LIFE }),
+        Candidate::new("LFU", Replacement::AgedLfu { period_tokens }),
     ];
     all.extend(
         HALF_LIVES
             .map(|half_life_tokens| Candidate::new("LRFU", Replacement::Lrfu { half_life_tokens })),
     );
     // A model whose pairs are too many to count goes without that row.
-    let shape = traces[0].shape();
     let pairs = Coactivation::new(shape, Source::TokenBefore).is_ok().then_some(PAIR_WEIGHT);
     let mut weights = vec![None];
     weights.extend(pairs.map(Some));
     for pair_weight in weights {
-        let own = Replacement::OwnLayerFirst { half_life_tokens: HALF_LIFE, pair_weight };
+        let own = Replacement::OwnLayerFirst { half_life_tokens, pair_weight };
         all.push(Candidate::new("own layer first", own));
     }
     all.push(Candidate::new("SLRU", Replacement::Slru { protected_share: 0.5 }));
-    all.push(Candidate::new(
-        "LFRU",
-        Replacement::Lfru { privileged_share: 0.2, period_tokens: HALF_LIFE },
-    ));
-    for half_life_tokens in [None, Some(HALF_LIFE)] {
+    all.push(Candidate::new("LFRU", Replacement::Lfru { privileged_share: 0.2, period_tokens }));
+    let half_life = Some(half_life_tokens);
+    for half_life_tokens in [None, half_life] {
         let learned = Learned::FromStart { tokens: LEARN_TOKENS };
         let pins = Replacement::Pins { learned, share: 0.5, half_life_tokens };
         all.push(Candidate::new("pins", pins));
     }
     if traces.len() > 1 {
         all.push(Candidate::of_others(0.5, None));
-        all.push(Candidate::of_others(0.5, Some(HALF_LIFE)));
+        all.push(Candidate::of_others(0.5, half_life));
     }
     all
 }
