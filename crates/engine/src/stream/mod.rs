@@ -246,6 +246,7 @@ impl Streamer {
     pub(crate) fn set_history(&mut self, file: HistoryFile) {
         if let (Some(table), Some(mut history)) = (&mut self.table, file.read()) {
             let half_life = half_life_tokens(self.sources.n_experts, self.sources.n_used);
+            #[allow(clippy::cast_possible_truncation)] // a half-life has an upper bound
             let age = (HISTORY_AGE * half_life) as u64;
             history.now_tokens = history.now_tokens.saturating_add(age);
             if let Some(device) = &mut self.device

@@ -36,7 +36,7 @@ pub(super) use rows::Rows;
 pub(super) use tables::TableMemory;
 
 use rows::Routed;
-use tables::Tables;
+use tables::{Laid, Tables};
 
 /// What to do in passes.
 pub(super) struct Job {
@@ -86,15 +86,20 @@ struct Group {
     experts: Vec<u32>,
     /// Where they are: slots of the layer, or of a cell, counted from its first.
     slots: Vec<u32>,
-    cell: Option<Cell>,
+    place: GroupPlace,
+    /// Whether it is the last group that reads its cell.
+    is_last: bool,
 }
 
-/// A cell that a group reads.
-#[derive(Clone, Copy)]
-struct Cell {
-    cell: usize,
-    /// Whether it is the last group that does.
-    is_last: bool,
+/// Where a group's experts are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GroupPlace {
+    /// In slots of the layer.
+    Own,
+    /// In a cell.
+    Cell(usize),
+    /// In the cell that is the first one, the second, ... to be filled for this job.
+    Coming(usize),
 }
 
 /// Launches the matmul; which experts the layer lacked.
@@ -109,14 +114,108 @@ pub(super) unsafe fn run(
 ) -> Result<Vec<u32>, Stop> {
     let Stream { memory, residency, scratch } = stream;
     let (layer, parts) = (job.layer, job.parts);
+    let routed = Routed::new(&scratch.ids);
+    let mut counts = Passed::default();
+    let Divided { groups, missing, unbrought } =
+        divide(stage, residency.as_ref(), job, &routed, &mut counts);
+    let per_cell = stage.cells.per_cell().max(1);
+    let mut unbrought = unbrought.chunks(per_cell);
+    let mut filled = Vec::new();
+    // SAFETY: the caller's promise.
+    let kept = unsafe { keep_input(context, &mut stage.kept, &job.steps)? };
+    // SAFETY: as above.
+    let input = kept.as_ref().map_or_else(|| unsafe { job.steps.input() }, |(_, copy)| *copy);
+    // SAFETY: as above.
+    let n_abreast = unsafe { graph::dim(input, 1) };
+    let divisor = if n_abreast == 1 { job.n_used } else { 1 };
+    // SAFETY: as above.
+    unsafe { stage.compute_after_admission(context, layer) };
+    let n_own = groups.iter().filter(|group| group.place == GroupPlace::Own).count();
+    let mut is_noted = job.is_noted;
+    let mut laid = VecDeque::new();
+    let mut n_launched = 0;
+    // Copies begin before what the device computes meanwhile is launched, which takes the host
+    // longer; but something to compute comes first.
+    loop {
+        if context.device.aborted() {
+            return Err(Stop::Aborted);
+        }
+        let group = groups.get(n_launched);
+        let cell = match group.map(|group| group.place) {
+            Some(GroupPlace::Cell(cell)) => Some(cell),
+            Some(GroupPlace::Coming(i)) => filled.get(i).copied(),
+            Some(GroupPlace::Own) | None => None,
+        };
+        let is_there = group.is_some_and(|group| group.place == GroupPlace::Own || cell.is_some());
+        if (n_launched > 0 || !is_there)
+            && stage.cells.room() > 0
+            && let Some(experts) = unbrought.next()
+        {
+            let held = Held { layer, parts, experts: experts.to_vec(), is_expected: false };
+            // SAFETY: the caller's promise.
+            filled.push(unsafe { stage.fill_cell(memory, residency.as_mut(), held)? });
+            continue;
+        }
+        let Some(group) = group.filter(|_| is_there) else { break };
+        if laid.is_empty() {
+            let next = if n_launched == 0 { &groups[..1] } else { &groups[n_launched..] };
+            // SAFETY: as above.
+            laid.extend(unsafe { tables::lay(context, stage, job, (&routed, divisor), next)? });
+        }
+        let Some(rows) = laid.pop_front() else { break };
+        // SAFETY: as above.
+        unsafe { launch_group(context, stage, job, (input, memory), &rows, cell)? };
+        n_launched += 1;
+        if !std::mem::replace(&mut is_noted, true) {
+            // While the device computes.
+            residency.note_routing(layer, Routing { ids: &scratch.ids, n_used: job.n_used });
+        }
+        if n_launched == n_own {
+            // SAFETY: as above.
+            unsafe { stage.mark_launched(context) };
+        }
+        if let Some(cell) = cell.filter(|_| group.is_last) {
+            // SAFETY: as above.
+            unsafe {
+                if let Steps::All { .. } = job.steps {
+                    keep_cell(stage, memory, residency.as_mut(), (layer, cell))?;
+                }
+                stage.give_back_cell(context, cell);
+            }
+        }
+    }
+    if n_launched < groups.len() {
+        return Err(Stop::Internal(format!("layer {layer} has no room for experts to pass")));
+    }
+    counts.groups = n_launched;
+    residency.passed(counts);
+    Ok(missing)
+}
+
+/// A job's experts in groups, in the order in which they are launched.
+struct Divided {
+    groups: Vec<Group>,
+    /// Those that have no slots.
+    missing: Vec<u32>,
+    /// Of these, those that are in no cell yet.
+    unbrought: Vec<u32>,
+}
+
+/// Those that are there come first, slot by slot; then those that were brought ahead; then cells that
+/// are still to be filled.
+fn divide(
+    stage: &mut Stage,
+    residency: &dyn Residency,
+    job: &Job,
+    routed: &Routed,
+    counts: &mut Passed,
+) -> Divided {
+    let (layer, parts) = (job.layer, job.parts);
     // A few rows take the kernel for vectors, if the whole matmul would have.
     let rows_max = match job.n_tokens {
         n if n <= rows::VECTORS_MAX => rows::VECTORS_MAX,
         n => rows::rows_max(n),
     };
-    let routed = Routed::new(&scratch.ids);
-    let mut counts = Passed::default();
-    // Those that are there, slot by slot.
     let (mut there, mut missing) = (Vec::new(), Vec::new());
     let mut slots = Vec::new();
     for expert in routed.experts() {
@@ -129,9 +228,8 @@ pub(super) unsafe fn run(
     }
     there.sort_unstable();
     (counts.found, counts.missing) = (there.len(), missing.len());
-    let mut groups = Groups { queue: VecDeque::new(), routed: &routed, rows_max };
-    groups.add(&there, None);
-    // Then those that were brought ahead.
+    let mut groups = Groups { all: Vec::new(), routed, rows_max };
+    groups.add(&there, GroupPlace::Own);
     let mut unbrought = missing.clone();
     for (cell, held) in stage.cells.holding(layer, parts) {
         let places = (0..).zip(held.experts.iter().copied());
@@ -145,79 +243,25 @@ pub(super) unsafe fn run(
         if needed.is_empty() {
             stage.drop_cell(cell);
         }
-        groups.add(&needed, Some(cell));
+        groups.add(&needed, GroupPlace::Cell(cell));
     }
-    let per_cell = stage.cells.per_cell().max(1);
-    let mut unbrought = unbrought.chunks(per_cell);
-    // SAFETY: the caller's promise.
-    let kept = unsafe { keep_input(context, &mut stage.kept, &job.steps)? };
-    // SAFETY: as above.
-    let input = kept.as_ref().map_or_else(|| unsafe { job.steps.input() }, |(_, copy)| *copy);
-    // SAFETY: as above.
-    unsafe { stage.compute_after_admission(context, layer) };
-    let (mut n_launched, mut n_own) = (0, groups.queue.iter().filter(|g| g.cell.is_none()).count());
-    let mut is_noted = job.is_noted;
-    // Copies begin before what the device computes meanwhile is launched, which takes the host
-    // longer; but something to compute comes first.
-    loop {
-        if context.device.aborted() {
-            return Err(Stop::Aborted);
-        }
-        if (n_launched > 0 || groups.queue.is_empty())
-            && stage.cells.room() > 0
-            && let Some(experts) = unbrought.next()
-        {
-            let held = Held { layer, parts, experts: experts.to_vec(), is_expected: false };
-            let places: Vec<(u32, u32)> = (0..).zip(experts.iter().copied()).collect();
-            // SAFETY: the caller's promise.
-            let cell = unsafe { stage.fill_cell(memory, residency.as_mut(), held)? };
-            groups.add(&places, Some(cell));
-            continue;
-        }
-        let Some(group) = groups.queue.pop_front() else { break };
-        // SAFETY: the caller's promise.
-        unsafe { launch_group(context, stage, job, (input, memory), &routed, &group)? };
-        n_launched += 1;
-        if !std::mem::replace(&mut is_noted, true) {
-            // While the device computes.
-            residency.note_routing(layer, Routing { ids: &scratch.ids, n_used: job.n_used });
-        }
-        match group.cell {
-            None => {
-                n_own -= 1;
-                if n_own == 0 {
-                    // SAFETY: as above.
-                    unsafe { stage.mark_launched(context) };
-                }
-            }
-            // SAFETY: as above.
-            Some(cell) if cell.is_last => unsafe {
-                if let Steps::All { .. } = job.steps {
-                    keep_cell(stage, memory, residency.as_mut(), (layer, cell.cell))?;
-                }
-                stage.give_back_cell(context, cell.cell);
-            },
-            Some(_) => {}
-        }
+    for (i, experts) in unbrought.chunks(stage.cells.per_cell().max(1)).enumerate() {
+        let places: Vec<(u32, u32)> = (0..).zip(experts.iter().copied()).collect();
+        groups.add(&places, GroupPlace::Coming(i));
     }
-    if unbrought.next().is_some() {
-        return Err(Stop::Internal(format!("layer {layer} has no room for experts to pass")));
-    }
-    counts.groups = n_launched;
-    residency.passed(counts);
-    Ok(missing)
+    Divided { groups: groups.all, missing, unbrought }
 }
 
 /// Groups that are to be launched.
 struct Groups<'a> {
-    queue: VecDeque<Group>,
+    all: Vec<Group>,
     routed: &'a Routed,
     rows_max: usize,
 }
 
 impl Groups<'_> {
     /// Divides experts, each with its slot, into groups of not too many rows.
-    fn add(&mut self, mut experts: &[(u32, u32)], cell: Option<usize>) {
+    fn add(&mut self, mut experts: &[(u32, u32)], place: GroupPlace) {
         while !experts.is_empty() {
             let (mut n, mut n_rows) = (0, 0);
             for &(_, expert) in experts {
@@ -230,8 +274,7 @@ impl Groups<'_> {
             let (group, rest) = experts.split_at(n);
             experts = rest;
             let (slots, experts) = group.iter().copied().unzip();
-            let cell = cell.map(|cell| Cell { cell, is_last: rest.is_empty() });
-            self.queue.push_back(Group { experts, slots, cell });
+            self.all.push(Group { experts, slots, place, is_last: rest.is_empty() });
         }
     }
 }
@@ -312,8 +355,8 @@ unsafe fn launch_group(
     stage: &mut Stage,
     job: &Job,
     (x, memory): (*mut Tensor, &StreamMemory),
-    routed: &Routed,
-    group: &Group,
+    laid: &Laid,
+    cell: Option<usize>,
 ) -> Result<(), Stop> {
     // SAFETY: all tensors are alive; `x` and `node` are contiguous (checked).
     unsafe {
@@ -327,16 +370,10 @@ unsafe fn launch_group(
         let ctx = Descriptions::new()?;
         let c = ctx.as_ptr();
         let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let divisor = if graph::dim(x, 1) == 1 { job.n_used } else { 1 };
-        let mut rows = std::mem::take(&mut stage.rows);
-        rows.gather(routed, divisor, &group.experts, &group.slots);
-        rows.arrange(job.n_tokens, !context.device.is_cpu);
-        let n_choices = job.n_used * job.n_tokens;
-        let tables = Tables::new(context, stage, &rows, c, (job.n_tokens, n_choices))?;
-        let of_slots = rows.span();
-        let (n_rows, abreast) = (rows.slots.len(), rows.abreast());
-        let (p, columns) = (len(n_rows), len(n_rows / abreast));
-        let abreast = len(abreast);
+        let tables = Tables::of(laid, c);
+        let Laid { n_rows, abreast, span: of_slots, .. } = laid;
+        let (p, columns) = (len(*n_rows), len(n_rows / abreast));
+        let abreast = len(*abreast);
         let (n_in, n_out) = ((&(*x).ne)[0], (&(*node).ne)[0]);
         let n_inputs = len(graph::dim(x, 1) * job.n_tokens);
         let n_outputs = len(job.n_used * job.n_tokens);
@@ -348,14 +385,14 @@ unsafe fn launch_group(
         // CUDA divides its blocks among all matrices that it is given, used or not.
         let lost = || Stop::Internal("experts in no slot".into());
         let front = memory.front(stage.device).ok_or_else(lost)?;
-        let transit = group.cell.zip(front.transit());
+        let transit = cell.zip(front.transit());
         let multiply = |of: &Product, rows: *mut Tensor| {
             let (ne, bytes) = ((*of.slots).ne, (&(*of.slots).nb)[2]);
             let n = i64::from(of_slots.end - of_slots.start);
             let part = sys::ggml_new_tensor_3d(c, (*of.slots).type_, ne[0], ne[1], n);
             let (owner, at) = match transit {
                 Some((cell, transit)) => {
-                    let slot = stage.cells.first_slot(cell.cell) + of_slots.start;
+                    let slot = stage.cells.first_slot(cell) + of_slots.start;
                     let (lane, at) = transit.place(of.part, slot, bytes).ok_or_else(lost)?;
                     (lane.tensor, at)
                 }
@@ -389,7 +426,7 @@ unsafe fn launch_group(
         if !stage.pass.fits(context, &owners) {
             sys::ggml_backend_synchronize(context.inner);
         }
-        stage.pass.place_of(context, &owners, (n_rows, rows::rows_max(job.n_tokens)))?;
+        stage.pass.place_of(context, &owners, (*n_rows, rows::rows_max(job.n_tokens)))?;
         place_views(&[inputs, outputs, gathered3, product2, scattered]);
 
         let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
@@ -397,9 +434,8 @@ unsafe fn launch_group(
             (*step).flags |= abi::TENSOR_FLAG_COMPUTE;
             sys::ggml_graph_add_node(small, step);
         }
-        stage.rows = rows;
-        if let Some(cell) = group.cell {
-            stage.compute_after_cell(context, cell.cell);
+        if let Some(cell) = cell {
+            stage.compute_after_cell(context, cell);
         }
         status(sys::ggml_backend_graph_compute_async(context.inner, small.cast()))
     }

@@ -107,10 +107,9 @@ impl Rows {
         self.starts.push(self.slots.len());
     }
 
-    /// All of them, as 32-bit words: where each row goes (two words), where it comes from, and the
-    /// slot of its expert.
+    /// Appends all of them as 32-bit words: where each row goes (two words), where it comes from, and
+    /// the slot of its expert.
     pub(super) fn write_tables(&self, words: &mut Vec<i32>) {
-        words.clear();
         for target in &self.target {
             let bytes = target.to_ne_bytes();
             let (low, high) = bytes.split_at(4);

@@ -1,13 +1,21 @@
-//! What a group's kernels are told: which rows, of which slots, and where to.
+//! What groups' kernels are told: which rows, of which slots, and where to.
+//!
+//! All groups of a layer are known when its router has chosen. So there are two copies of tables per
+//! layer: those of the first group, which the device waits for, and those of all others, which are
+//! written while it computes the first. A copy for each group would be three calls of the device's
+//! library more, and would wait in its copy engine for an expert's slice each time.
+
+use std::ops::Range;
 
 use llama_cpp_sys_2 as sys;
 
 use super::super::super::compute::Stop;
 use super::super::super::device::BackendContext;
-use super::super::super::passes::{Descriptions, PassScratch, place_views};
+use super::super::super::passes::{Descriptions, PassScratch};
 use super::super::Stage;
-use super::rows::{self, Rows};
-use crate::abi::Tensor;
+use super::rows::{self, Routed};
+use super::{Group, Job};
+use crate::abi::{Buffer, Tensor};
 
 /// Bytes of a row in the tables of a group.
 const ROW_BYTES: usize = 16;
@@ -30,6 +38,18 @@ impl TableMemory {
     }
 }
 
+/// A group's rows, as they lie before the device.
+pub(super) struct Laid {
+    pub(super) n_rows: usize,
+    /// How many lie abreast.
+    pub(super) abreast: usize,
+    /// The slots from the group's first to its last.
+    pub(super) span: Range<u32>,
+    /// Where its tables are on the device.
+    buffer: Buffer,
+    at: *mut u8,
+}
+
 /// The tables of a group.
 pub(super) struct Tables {
     /// Where its rows come from: `[n_rows]`.
@@ -41,50 +61,86 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Describes and writes them, in a micro-batch of so many tokens and choices.
+    /// Describes those of a group.
     ///
     /// # Safety
-    /// As [`super::run`]; `c` is a context for descriptions.
-    pub(super) unsafe fn new(
-        context: &BackendContext,
-        stage: &mut Stage,
-        rows: &Rows,
-        c: *mut sys::ggml_context,
-        (n_tokens, n_choices): (usize, usize),
-    ) -> Result<Tables, Stop> {
-        // SAFETY: the caller's promise; tensors have memory when they are written.
+    /// `c` is a context for descriptions.
+    pub(super) unsafe fn of(laid: &Laid, c: *mut sys::ggml_context) -> Tables {
+        let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let (n, abreast) = (laid.n_rows, laid.abreast);
+        // SAFETY: the caller's promise; the tables were written with room for all of this.
         unsafe {
-            let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-            let (p, abreast) = (rows.slots.len(), rows.abreast());
-            // One after the other, so that they are one copy.
-            let whole = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, len(4 * p));
-            let columns = (len(abreast), len(p / abreast));
-            let target = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I64, len(p));
-            let source = sys::ggml_view_1d(c, whole, len(p), 8 * p);
-            let slots = sys::ggml_view_2d(c, whole, columns.0, columns.1, 4 * abreast, 12 * p);
-            // Rows may be repeated.
-            let most = ROW_BYTES * (2 * n_choices + rows::rows_max(n_tokens));
-            place(context, stage, whole, most)?;
-            rows.write_tables(&mut stage.words);
-            let words = std::mem::take(&mut stage.words);
-            let done = stage.set_beside(context, whole, &words);
-            stage.words = words;
-            done?;
-            ((*target).buffer, (*target).data) = ((*whole).buffer, (*whole).data);
-            place_views(&[source, slots]);
-            Ok(Tables { source, slots, target })
+            let place = |tensor: *mut Tensor, at: usize| {
+                (*tensor).buffer = laid.buffer;
+                (*tensor).data = laid.at.add(at).cast();
+                tensor
+            };
+            let target = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I64, len(n));
+            let source = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, len(n));
+            let columns = len(n / abreast);
+            let slots = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, len(abreast), columns);
+            Tables {
+                target: place(target, 0),
+                source: place(source, 8 * n),
+                slots: place(slots, 12 * n),
+            }
         }
     }
 }
 
-/// Gives a group's tables memory, of `most` bytes for all groups.
+/// Arranges the rows of groups, and writes their tables with one copy. Row `i` of the result reads row
+/// `i / divisor` of the input.
+///
+/// # Safety
+/// As [`super::run`].
+pub(super) unsafe fn lay(
+    context: &BackendContext,
+    stage: &mut Stage,
+    job: &Job,
+    (routed, divisor): (&Routed, usize),
+    groups: &[Group],
+) -> Result<Vec<Laid>, Stop> {
+    let mut words = std::mem::take(&mut stage.words);
+    words.clear();
+    let mut laid: Vec<Laid> = Vec::with_capacity(groups.len());
+    for group in groups {
+        let rows = &mut stage.rows;
+        rows.gather(routed, divisor, &group.experts, &group.slots);
+        rows.arrange(job.n_tokens, !context.device.is_cpu);
+        rows.write_tables(&mut words);
+        let (n_rows, abreast, span) = (rows.slots.len(), rows.abreast(), rows.span());
+        let (buffer, at) = (std::ptr::null_mut(), std::ptr::null_mut());
+        laid.push(Laid { n_rows, abreast, span, buffer, at });
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let ctx = Descriptions::new()?;
+        let len = i64::try_from(words.len()).unwrap_or(i64::MAX);
+        let whole = sys::ggml_new_tensor_1d(ctx.as_ptr(), sys::GGML_TYPE_I32, len);
+        // Rows may be repeated.
+        let n_choices = job.n_used * job.n_tokens;
+        let most = ROW_BYTES * (2 * n_choices + rows::rows_max(job.n_tokens));
+        place(context, stage, whole, most)?;
+        let done = stage.set_beside(context, whole, &words);
+        stage.words = words;
+        done?;
+        let mut at = (*whole).data.cast::<u8>();
+        for laid in &mut laid {
+            (laid.buffer, laid.at) = ((*whole).buffer, at);
+            at = at.add(ROW_BYTES * laid.n_rows);
+        }
+    }
+    Ok(laid)
+}
+
+/// Gives tables memory, of `most` bytes for all groups.
 unsafe fn place(
     context: &BackendContext,
     stage: &mut Stage,
     tables: *mut Tensor,
     most: usize,
 ) -> Result<(), Stop> {
-    // SAFETY: as `Tables::new`.
+    // SAFETY: as `lay`.
     unsafe {
         let bytes = sys::ggml_nbytes(tables).next_multiple_of(ALIGNMENT);
         let memory = &mut stage.table_memory;
