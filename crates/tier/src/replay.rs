@@ -8,7 +8,6 @@
 
 mod belady;
 mod cache;
-mod own_layer;
 mod simulation;
 #[cfg(test)]
 mod simulation_tests;

@@ -113,6 +113,8 @@ pub struct SlotTable<P: Policy = Lrfu> {
     held: Vec<u32>,
     scanning: bool,
     own_layer_discount: f64,
+    /// Per unit, once it was told; see [`SlotTable::set_outlook`].
+    outlook: Vec<f64>,
     clock: Clock,
     layers: Vec<LayerStats>,
     routed: Vec<u64>,
@@ -169,6 +171,7 @@ impl<P: Policy> SlotTable<P> {
             held: Vec::new(),
             scanning: false,
             own_layer_discount: 0.0,
+            outlook: Vec::new(),
             clock: Clock::default(),
             layers: vec![LayerStats::default(); layers],
             routed: vec![0; n_units],
@@ -204,7 +207,7 @@ impl<P: Policy> SlotTable<P> {
             let unit = self.unit_index(UnitId { layer, expert });
             let is_miss = self.slot_of_unit[unit] == NO_SLOT;
             if is_miss {
-                let pinned = self.place(layer, unit);
+                let pinned = self.place(layer, unit, Claim::Expected);
                 debug_assert!(pinned, "pin_hits made sure that there is a slot");
                 self.in_use.push(index_u32(unit));
             }
@@ -250,7 +253,7 @@ impl<P: Policy> SlotTable<P> {
                 Claim::Warmer => pool.coldest_key().is_some_and(|coldest| coldest < key),
                 Claim::Expected => true,
             };
-            if (pool.free.is_empty() && !may_take) || !self.place(unit.layer, index) {
+            if (pool.free.is_empty() && !may_take) || !self.place(unit.layer, index, claim) {
                 return None;
             }
         }
@@ -348,6 +351,18 @@ impl<P: Policy> SlotTable<P> {
     /// than what the next layers hold. 0 until this is called.
     pub fn set_own_layer_discount(&mut self, discount: f64) {
         self.own_layer_discount = discount;
+    }
+
+    /// How much likelier than usual each expert of `layer` is for the next token, in the unit of the
+    /// policy's keys (for [`Lrfu`]: as a power of two): of the coldest eight, and the coldest eight of
+    /// the layer that needs a slot, the one goes that is coldest with this added. So a change of what is
+    /// expected reorders nothing. Does not count for [`Claim::Warmer`].
+    pub fn set_outlook(&mut self, layer: u32, outlook: &[f64]) {
+        let n_experts = self.spec.n_experts as usize;
+        self.outlook.resize(self.slot_of_unit.len(), 0.0);
+        let first = layer as usize * n_experts;
+        let of_layer = &mut self.outlook[first..first + n_experts];
+        of_layer.iter_mut().zip(outlook).for_each(|(old, new)| *old = *new);
     }
 
     /// `unit` is expected to be asked for soon: if it is ready and idle, it gives way to nobody
@@ -490,7 +505,7 @@ impl<P: Policy> SlotTable<P> {
     }
 
     /// Gives `unit` a slot: a free one, or that of the coldest idle unit. `false` if there is none.
-    fn place(&mut self, layer: u32, unit: usize) -> bool {
+    fn place(&mut self, layer: u32, unit: usize, claim: Claim) -> bool {
         let n_experts = self.spec.n_experts;
         let n_layers = index_u32(self.spec.pool_of_layer.len());
         // Layers from this one's turn until that one's; what has just had its turn is farthest.
@@ -502,7 +517,8 @@ impl<P: Policy> SlotTable<P> {
         let taken = if self.scanning {
             pool.take_where(layer, is_far)
         } else {
-            pool.take(layer, self.own_layer_discount)
+            let outlook = if claim == Claim::Warmer { &[] } else { self.outlook.as_slice() };
+            pool.take(layer, self.own_layer_discount, outlook)
         };
         let Some((slot_index, victim)) = taken else { return false };
         if let Some(victim) = victim {

@@ -72,6 +72,8 @@ const WARMING_MAX: usize = 256;
 pub(super) struct Ahead {
     is_on: bool,
     early: EarlyRouter,
+    /// Reused: what it says of the next token.
+    outlook: Vec<f64>,
     /// Begun, and not yet judged by the layer's router.
     guesses: HashSet<UnitId>,
     /// Judged wrong, or failed: their reads come to rest.
@@ -102,6 +104,7 @@ impl Ahead {
         Ahead {
             is_on,
             early,
+            outlook: Vec::new(),
             guesses: HashSet::new(),
             cancelled: HashMap::new(),
             to_warm: Vec::new(),
@@ -165,7 +168,7 @@ impl Streamer {
         let likely = |guess: &&Guess| guess.probability >= LIKELY;
         let experts: Vec<u32> = guesses.iter().take_while(likely).map(|g| g.expert).collect();
         if self.device.is_some() {
-            self.guess_on_device(layer, &guesses, n_used);
+            self.guess_on_device(layer, &guesses);
         }
         for &expert in &experts {
             let unit = UnitId { layer, expert };
@@ -287,6 +290,7 @@ impl Streamer {
         if let Some(last) = routing.ids.chunks(routing.n_used.max(1)).next_back() {
             let last: Vec<u32> = last.iter().map(|id| id.unsigned_abs()).collect();
             self.ahead.early.observe(layer, &last);
+            self.look_out(layer);
         }
         if guessed.is_empty() {
             return;
@@ -310,6 +314,19 @@ impl Streamer {
         }
         self.reads.poll(&mut self.arrived);
         self.book();
+    }
+
+    /// Tells the tables what the next token will probably choose in `layer`.
+    fn look_out(&mut self, layer: u32) {
+        let outlook = &mut self.ahead.outlook;
+        self.ahead.early.outlook(layer, outlook);
+        if outlook.is_empty() {
+            return;
+        }
+        let device = self.device.as_mut().map(|device| &mut device.table);
+        for table in self.table.as_mut().into_iter().chain(device) {
+            table.set_outlook(layer, outlook);
+        }
     }
 
     /// Tags of the reads of a unit that have not ended.

@@ -109,7 +109,7 @@ impl Streamer {
 
     /// Begins to copy what is missing on the device of those experts of `layer` that will probably
     /// be chosen, the likeliest first, as far as it lies in host memory.
-    pub(super) fn guess_on_device(&mut self, layer: u32, guesses: &[Guess], n_used: usize) {
+    pub(super) fn guess_on_device(&mut self, layer: u32, guesses: &[Guess]) {
         let now = self.now_s();
         let (Some(device), Some(table)) = (&mut self.device, &mut self.table) else { return };
         let Some(source) = self.sources.layers.get(layer as usize) else { return };
@@ -133,9 +133,6 @@ impl Streamer {
             let missing = all - known.map_or(Parts::EMPTY, |(_, ready)| ready);
             let in_host = table.lookup(unit).filter(|(_, ready)| ready.contains(all));
             let Some((host_slot, _)) = in_host.filter(|_| !missing.is_empty()) else { continue };
-            if known.is_none() && device.table.available(layer) <= n_used {
-                break;
-            }
             let mut link = self.link;
             let (mut parts, mut bytes) = (Parts::EMPTY, 0);
             for (i, part) in source.parts.iter().enumerate() {

@@ -9,6 +9,8 @@ const ROW_MAX: u16 = 4096;
 /// How many observations the plain frequency of an expert is worth beside those of a pair (the
 /// weight of the prior in a Dirichlet estimate).
 const PRIOR_WEIGHT: f64 = 4.0;
+/// Keeps ratios of small probabilities moderate.
+const SMALL_PROBABILITY: f64 = 0.001;
 
 /// From where a [`Coactivation`] looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +87,14 @@ impl Coactivation {
         }
     }
 
-    /// The share of tokens that chose each expert so far, into `out`.
-    pub(crate) fn rate_usual(&self, layer: u32, out: &mut Vec<f64>) {
-        self.frequency.rate(layer, out);
+    /// How much likelier than usual the coming token chooses each expert, as a power of two, into
+    /// `out`.
+    pub(crate) fn outlook(&self, layer: u32, out: &mut Vec<f64>) {
+        self.rate(layer, out);
+        for (expert, rating) in out.iter_mut().enumerate() {
+            let usual = self.frequency.rate_of(layer, expert);
+            *rating = ((*rating + SMALL_PROBABILITY) / (usual + SMALL_PROBABILITY)).log2();
+        }
     }
 
     fn source_of(&self, layer: u32) -> usize {

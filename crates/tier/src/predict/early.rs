@@ -92,6 +92,15 @@ impl EarlyRouter {
         self.rated[layer as usize] = features;
     }
 
+    /// After what was observed of `layer` last: how much likelier than usual each of its experts is for
+    /// the next token, as a power of two, into `out`; empty for models that have too many pairs.
+    pub fn outlook(&self, layer: u32, out: &mut Vec<f64>) {
+        out.clear();
+        if let Some((_, within)) = &self.pairs {
+            within.outlook(layer, out);
+        }
+    }
+
     /// The router of `layer` chose `experts` for a token.
     pub fn observe(&mut self, layer: u32, experts: &[u32]) {
         if layer as usize >= self.rated.len() {

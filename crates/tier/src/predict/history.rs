@@ -74,6 +74,12 @@ impl Frequency {
         out.clear();
         out.extend(self.counts[layer as usize].iter().map(|&count| f64::from(count) / tokens));
     }
+
+    /// The share of tokens that chose one expert.
+    pub(super) fn rate_of(&self, layer: u32, expert: usize) -> f64 {
+        let tokens = f64::from(self.tokens[layer as usize].max(1));
+        f64::from(self.counts[layer as usize][expert]) / tokens
+    }
 }
 
 impl Predictor for Frequency {

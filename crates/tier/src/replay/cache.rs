@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::policy::AgedLfu;
-use crate::{Parts, Policy, SlotTable, SpecError, TableSpec, TraceShape, UnitId};
+use crate::{
+    Coactivation, Parts, Policy, Predictor, SlotTable, SpecError, TableSpec, TraceShape, UnitId,
+};
 
 /// What one record did to a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +67,9 @@ pub(super) struct TableCache<P: Policy> {
     pools: Pools,
     free_of_pool: Vec<u64>,
     grants: Vec<crate::Grant>,
+    /// If the table is told what the next token will probably choose, by pairs.
+    pairs: Option<Coactivation>,
+    outlook: Vec<f64>,
 }
 
 impl<P: Policy> TableCache<P> {
@@ -78,7 +83,18 @@ impl<P: Policy> TableCache<P> {
         };
         let free_of_pool = pools.slots_of_pool.iter().copied().map(u64::from).collect();
         let table = SlotTable::with_policy(spec, policy)?;
-        Ok(Self { table, pools, free_of_pool, grants: Vec::new() })
+        let (grants, outlook) = (Vec::new(), Vec::new());
+        Ok(Self { table, pools, free_of_pool, grants, pairs: None, outlook })
+    }
+
+    /// See [`SlotTable::set_own_layer_discount`].
+    pub(super) fn own_layer_first(&mut self, discount: f64) {
+        self.table.set_own_layer_discount(discount);
+    }
+
+    /// See [`SlotTable::set_outlook`].
+    pub(super) fn look_out(&mut self, pairs: Coactivation) {
+        self.pairs = Some(pairs);
     }
 }
 
@@ -89,6 +105,11 @@ impl<P: Policy> Cache for TableCache<P> {
             return None;
         }
         self.table.note_routing(layer, experts);
+        if let Some(pairs) = &mut self.pairs {
+            pairs.observe(layer, experts);
+            pairs.outlook(layer, &mut self.outlook);
+            self.table.set_outlook(layer, &self.outlook);
+        }
         self.table.acquire(layer, experts, Parts::ALL, &mut self.grants).ok()?;
         let mut hits = 0;
         for grant in self.grants.drain(..) {

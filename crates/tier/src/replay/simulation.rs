@@ -1,10 +1,13 @@
 //! One question, many answers: the same traces and slots under every kind of replacement.
 
 use super::cache::{self, Cache, Segmented, Segments, TableCache};
-use super::own_layer::OwnLayerFirst;
 use super::{Demand, ReplayError, ReplayStats, belady, demands};
 use crate::policy::{AgedLfu, Pinned};
-use crate::{Lfu, Lrfu, Lru, Policy, Trace, TraceShape};
+use crate::{Coactivation, Lfu, Lrfu, Lru, Policy, Source, Trace, TraceShape};
+
+/// By how much, as a power of two, the score of the layer that is being served is lowered: its
+/// other experts are needed a whole token later, those of all other layers earlier.
+const OWN_LAYER_HALVINGS: f64 = 1.0;
 
 /// Who gives way.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,13 +28,15 @@ pub enum Replacement {
         half_life_tokens: f64,
     },
     /// [`Lrfu`], but the experts of the layer that is being served count half: they are needed a
-    /// whole token later, those of other layers earlier.
+    /// whole token later, those of other layers earlier
+    /// ([`SlotTable::set_own_layer_discount`](crate::SlotTable::set_own_layer_discount)).
     OwnLayerFirst {
         /// Tokens after which a use counts half.
         half_life_tokens: f64,
-        /// If given, a score is also multiplied by this power of how much likelier than usual the
-        /// expert is for the next token, by [`Coactivation`](crate::Coactivation) within its layer.
-        pair_weight: Option<f64>,
+        /// Whether among the coldest it counts which ones the next token will probably choose, by
+        /// [`Coactivation`] within their layers
+        /// ([`SlotTable::set_outlook`](crate::SlotTable::set_outlook)).
+        with_pairs: bool,
     },
     /// Segmented LRU (Karedla, Love and Wherry, "Caching strategies to improve disk system
     /// performance", IEEE Computer 27(3), 1994): a second use brings a unit into the protected
@@ -83,8 +88,8 @@ impl Replacement {
             Self::Lfu => "LFU".to_owned(),
             Self::AgedLfu { period_tokens } => format!("LFU halved each {period_tokens:.0}"),
             Self::Lrfu { half_life_tokens } => format!("LRFU {half_life_tokens:.0}"),
-            Self::OwnLayerFirst { half_life_tokens, pair_weight } => {
-                let pairs = if pair_weight.is_some() { ", pairs" } else { "" };
+            Self::OwnLayerFirst { half_life_tokens, with_pairs } => {
+                let pairs = if *with_pairs { ", pairs" } else { "" };
                 format!("LRFU {half_life_tokens:.0}, own layer first{pairs}")
             }
             Self::Slru { protected_share } => format!("SLRU {}", percent(protected_share)),
@@ -172,8 +177,12 @@ impl Simulation {
             Replacement::Lrfu { half_life_tokens } => {
                 self.by_policy(Lrfu::new(n_units, *half_life_tokens), sharing, slots)
             }
-            Replacement::OwnLayerFirst { half_life_tokens, pair_weight } => {
-                let cache = OwnLayerFirst::new(pools, *half_life_tokens, *pair_weight)?;
+            Replacement::OwnLayerFirst { half_life_tokens, with_pairs } => {
+                let mut cache = TableCache::new(pools, Lrfu::new(n_units, *half_life_tokens))?;
+                cache.own_layer_first(OWN_LAYER_HALVINGS);
+                if *with_pairs {
+                    cache.look_out(Coactivation::new(self.shape, Source::TokenBefore)?);
+                }
                 self.by_cache(cache, sharing, slots)
             }
             Replacement::Slru { protected_share } => {

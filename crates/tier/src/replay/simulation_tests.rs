@@ -81,10 +81,10 @@ fn the_layer_that_is_served_gives_way_first() {
         let stats = simulation.run(replacement, Sharing::OnePool, 2).expect("enough slots");
         (stats.hits, stats.evictions)
     };
-    let own = |pair_weight| Replacement::OwnLayerFirst { half_life_tokens: 64.0, pair_weight };
+    let own = |with_pairs| Replacement::OwnLayerFirst { half_life_tokens: 64.0, with_pairs };
     assert_eq!(hits(&Replacement::Lrfu { half_life_tokens: 64.0 }), (0, 2));
-    assert_eq!(hits(&own(None)), (1, 1));
-    assert_eq!(hits(&own(Some(0.5))), (1, 1));
+    assert_eq!(hits(&own(false)), (1, 1));
+    assert_eq!(hits(&own(true)), (1, 1));
 }
 
 /// 1 always follows 0, 3 follows 2 and 5 follows 4, but which pair comes next is random: all scores
@@ -100,11 +100,11 @@ fn pairs_keep_what_comes_next() {
         .collect();
     let trace = line(&experts);
     let simulation = Simulation::new(&[&trace], 100).expect("one trace");
-    let misses = |pair_weight| {
-        let own = Replacement::OwnLayerFirst { half_life_tokens: 64.0, pair_weight };
+    let misses = |with_pairs| {
+        let own = Replacement::OwnLayerFirst { half_life_tokens: 64.0, with_pairs };
         simulation.run(&own, Sharing::OnePool, 4).expect("enough slots").misses
     };
-    let (with, without) = (misses(Some(1.0)), misses(None));
+    let (with, without) = (misses(true), misses(false));
     assert!(with * 10 < without * 9, "{with} misses with pairs, {without} without");
 }
 
@@ -161,8 +161,8 @@ fn all() -> Vec<Replacement> {
         Replacement::Lfu,
         Replacement::AgedLfu { period_tokens: 8.0 },
         Replacement::Lrfu { half_life_tokens: 8.0 },
-        Replacement::OwnLayerFirst { half_life_tokens: 8.0, pair_weight: None },
-        Replacement::OwnLayerFirst { half_life_tokens: 8.0, pair_weight: Some(0.5) },
+        Replacement::OwnLayerFirst { half_life_tokens: 8.0, with_pairs: false },
+        Replacement::OwnLayerFirst { half_life_tokens: 8.0, with_pairs: true },
         Replacement::Slru { protected_share: 0.5 },
         Replacement::Slru { protected_share: 1.0 },
         Replacement::Lfru { privileged_share: 0.25, period_tokens: 8.0 },

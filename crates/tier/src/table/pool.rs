@@ -72,6 +72,9 @@ pub(super) struct Pool {
 
 type IdleSlot = (OrderedKey, u32, u32);
 
+/// Among so many of the coldest units it counts what is expected of them.
+const OUTLOOK_AMONG: usize = 8;
+
 impl Pool {
     pub(super) fn new(n_slots: u32, n_experts: u32) -> Self {
         Self {
@@ -94,15 +97,30 @@ impl Pool {
     }
 
     /// Takes a free slot for a unit of `layer`, or else the coldest idle one with the unit that
-    /// loses it. Idle units of the same layer count as colder by `discount`.
-    pub(super) fn take(&mut self, layer: u32, discount: f64) -> Option<(u32, Option<u32>)> {
+    /// loses it. Idle units of the same layer count as colder by `discount`; among the coldest,
+    /// `outlook` is added, by unit, if it is not empty.
+    pub(super) fn take(
+        &mut self,
+        layer: u32,
+        discount: f64,
+        outlook: &[f64],
+    ) -> Option<(u32, Option<u32>)> {
         if let Some(slot) = self.free.pop() {
             return Some((slot, None));
         }
-        let coldest = *self.idle.first()?;
-        let own = self.idle_of_layer.get(&layer).and_then(BTreeSet::first).copied();
-        let own = own.filter(|own| own.0.get() - discount < coldest.0.get());
-        Some(self.evict(own.unwrap_or(coldest)))
+        let n = if outlook.is_empty() { 1 } else { OUTLOOK_AMONG };
+        let own = self.idle_of_layer.get(&layer).into_iter().flatten().take(n);
+        let coldest = self.idle.iter().take(n).chain(own);
+        let temperature = |&(key, unit, _): &IdleSlot| {
+            let expected = outlook.get(unit as usize).copied().unwrap_or(0.0);
+            let is_own = unit / self.n_experts == layer;
+            key.get() + expected - if is_own { discount } else { 0.0 }
+        };
+        let by_temperature = |a: &&IdleSlot, b: &&IdleSlot| {
+            temperature(a).total_cmp(&temperature(b)).then(a.1.cmp(&b.1))
+        };
+        let victim = *coldest.min_by(by_temperature)?;
+        Some(self.evict(victim))
     }
 
     /// As [`Pool::take`], but passes over units for which `may_go` is false as long as there are
@@ -117,7 +135,7 @@ impl Pool {
         {
             return Some(self.evict(entry));
         }
-        self.take(layer, 0.0)
+        self.take(layer, 0.0, &[])
     }
 
     fn evict(&mut self, entry: IdleSlot) -> (u32, Option<u32>) {

@@ -93,6 +93,18 @@ fn a_layer_takes_from_itself_first() {
     assert_eq!(victim(2.0), Some(unit(0, 0)), "a token later, but of the layer itself");
 }
 
+#[test]
+fn what_is_expected_stays() {
+    let mut table = SlotTable::new(spec(4, &[0], &[3])).expect("a spec that fits");
+    (0..3).for_each(|expert| drop(use_experts(&mut table, 0, &[expert])));
+    // The oldest two are likelier than usual.
+    table.set_outlook(0, &[3.0, 2.0, 0.0, 0.0]);
+    table.speculate(unit(0, 3), Parts::ALL, Claim::Warmer);
+    assert_eq!(table.lookup(unit(0, 3)), None, "never used, and so not warmer than any");
+    use_experts(&mut table, 0, &[3]);
+    assert_eq!(table.lookup(unit(0, 2)), None);
+}
+
 /// A prompt uses all experts of all layers in turn. With slots for three of four layers LRU finds
 /// nothing; scanning, one pass after the other finds what had its turn long ago.
 #[test]

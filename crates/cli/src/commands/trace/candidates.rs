@@ -4,8 +4,6 @@ use hypura_engine::tier::{Coactivation, Learned, Replacement, Source, Trace, hal
 
 /// Half-lives of LRFU, in tokens.
 const HALF_LIVES: [f64; 6] = [16.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
-/// How much what comes next counts beside what was, where pairs are used.
-const PAIR_WEIGHT: f64 = 0.5;
 /// Tokens from which pins are learned.
 const LEARN_TOKENS: u32 = 64;
 
@@ -84,11 +82,9 @@ pub(super) fn candidates(traces: &[Trace]) -> Vec<Candidate> {
             .map(|half_life_tokens| Candidate::new("LRFU", Replacement::Lrfu { half_life_tokens })),
     );
     // A model whose pairs are too many to count goes without that row.
-    let pairs = Coactivation::new(shape, Source::TokenBefore).is_ok().then_some(PAIR_WEIGHT);
-    let mut weights = vec![None];
-    weights.extend(pairs.map(Some));
-    for pair_weight in weights {
-        let own = Replacement::OwnLayerFirst { half_life_tokens, pair_weight };
+    let has_pairs = Coactivation::new(shape, Source::TokenBefore).is_ok();
+    for with_pairs in [false, true].into_iter().filter(|with| has_pairs || !with) {
+        let own = Replacement::OwnLayerFirst { half_life_tokens, with_pairs };
         all.push(Candidate::new("own layer first", own));
     }
     all.push(Candidate::new("SLRU", Replacement::Slru { protected_share: 0.5 }));
