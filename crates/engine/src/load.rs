@@ -253,7 +253,9 @@ fn request(
     options: &LoadOptions,
     pinned: &[String],
 ) -> plan::Request {
-    let sizes = options.kv.as_ref().map(|kv| attention::Sizes::of(model, options, kv));
+    let has_copies = surveyed.has_discrete_gpu();
+    let of_blocks = |kv| attention::Sizes::of(model, options, kv, has_copies);
+    let sizes = options.kv.as_ref().map(of_blocks);
     let memory_bytes = options.memory_bytes.unwrap_or(surveyed.default_budget_bytes);
     let most = surveyed.gpu.as_ref().and_then(Chosen::working_set_bytes);
     let memory_bytes = most.map_or(memory_bytes, |most| memory_bytes.min(most));

@@ -29,7 +29,7 @@ pub(crate) fn open(
     fingerprint: &str,
 ) -> Option<Attention> {
     let kv = options.kv.as_ref().filter(|kv| kv.keeps_something())?;
-    let sizes = Sizes::of(model, options, kv);
+    let sizes = Sizes::of(model, options, kv, surveyed.has_discrete_gpu());
     let (fingerprint, gpus) = (fingerprint.to_owned(), surveyed.gpus());
     let fields = scope_fields(model, fingerprint, options, gpus, plan.n_ctx, &kv.tenant);
     // What a micro-batch computes at once can wait to be written as long as nobody else needs the

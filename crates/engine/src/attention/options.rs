@@ -16,6 +16,9 @@ const BLOCK_TOKENS_MAX: u64 = 256;
 /// Bytes of a block at most, as long as it holds a token. Each block that is under way is memory
 /// that weights could have, and drives reach their bandwidth with less.
 const BLOCK_BYTES_MAX: u64 = 5 << 19;
+/// The same where a GPU with memory of its own holds the context: llama.cpp copies each layer's part of
+/// a block by itself, and waits for it.
+const GPU_BLOCK_BYTES_MAX: u64 = 16 << 20;
 /// Blocks that wait to be written, or are being read, at most.
 pub(crate) const BLOCKS_UNDER_WAY: u64 = 4;
 
@@ -95,7 +98,13 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    pub(crate) fn of(model: &gguf::Model, options: &LoadOptions, kv: &KvOptions) -> Sizes {
+    /// `has_copies` if a GPU with memory of its own holds the context.
+    pub(crate) fn of(
+        model: &gguf::Model,
+        options: &LoadOptions,
+        kv: &KvOptions,
+        has_copies: bool,
+    ) -> Sizes {
         let hparams = model.hparams();
         let request = plan::Request {
             kv_type_k: options.kv_type_k,
@@ -106,7 +115,8 @@ impl Sizes {
         // What a window has moved past is not written: a block has to lie within one. Powers of two
         // divide the chunks of models that have chunks for windows.
         let window = hparams.sliding_window.map_or(u64::MAX, |window| u64::from(window).max(1));
-        let fitting = (BLOCK_BYTES_MAX / token_bytes).clamp(1, BLOCK_TOKENS_MAX);
+        let bytes_max = if has_copies { GPU_BLOCK_BYTES_MAX } else { BLOCK_BYTES_MAX };
+        let fitting = (bytes_max / token_bytes).clamp(1, BLOCK_TOKENS_MAX);
         let wanted = kv.block_tokens.map_or(fitting, |n| u64::from(n).clamp(1, BLOCK_TOKENS_MAX));
         let block_tokens = 1_u64 << wanted.min(window).ilog2();
         // Positions, headers and the like.
@@ -216,7 +226,7 @@ mod tests {
         let path = folder.path().join("tiny.gguf");
         let recipe = tiny::find(name).unwrap();
         recipe.model(recipe.default_mix, 1).unwrap().write(&path).unwrap();
-        Sizes::of(&gguf::Model::open(&path).unwrap(), &LoadOptions::default(), kv)
+        Sizes::of(&gguf::Model::open(&path).unwrap(), &LoadOptions::default(), kv, false)
     }
 
     #[test]
@@ -240,5 +250,6 @@ mod tests {
         // 8B: 32 layers, 8 heads of 128 for K and V each, two bytes.
         let token_bytes = 32 * 8 * 128 * 2 * 2;
         assert_eq!(1 << (BLOCK_BYTES_MAX / token_bytes).ilog2(), 16);
+        assert_eq!(1 << (GPU_BLOCK_BYTES_MAX / token_bytes).ilog2(), 128);
     }
 }
