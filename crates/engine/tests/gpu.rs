@@ -70,6 +70,7 @@ fn check_experts(name: &str, path: &Path, is_plain: bool, n_gpus: usize) {
     let flash = [FlashAttention::On, FlashAttention::Off];
     for flash in flash.into_iter().take(if n_gpus > 1 { 1 } else { 2 }) {
         let expected = expected(path, &options(flash), PROMPT);
+        let mut kept = 0;
         for (slots, host_share, cpu_assists) in [
             (1 << 20, 1.0, false),
             (6, 1.0, false),
@@ -122,7 +123,10 @@ fn check_experts(name: &str, path: &Path, is_plain: bool, n_gpus: usize) {
             let is_ahead = slots < 10 && host_share >= 1.0;
             assert_eq!(device.expected_rightly > 0, is_ahead, "{what}: {device:?}");
             assert!(device.expected_rightly <= device.expected, "{what}: {device:?}");
+            kept += device.kept;
         }
+        // What passed and is warmer than what lies there gets its slot.
+        assert_eq!(kept > 0, is_plain, "{name} on {n_gpus}, {flash:?}");
     }
 }
 

@@ -30,6 +30,9 @@ pub struct DeviceStats {
     pub expected: u64,
     /// Of these, chosen.
     pub expected_rightly: u64,
+    /// Experts that passed through the GPU for a prompt and then got a slot there, warmer as they were
+    /// than what was in it.
+    pub kept: u64,
 }
 
 impl DeviceStats {
@@ -42,6 +45,7 @@ impl DeviceStats {
             computed_in_place: self.computed_in_place + other.computed_in_place,
             expected: self.expected + other.expected,
             expected_rightly: self.expected_rightly + other.expected_rightly,
+            kept: self.kept + other.kept,
         }
     }
 
@@ -54,6 +58,7 @@ impl DeviceStats {
             computed_in_place: self.computed_in_place - earlier.computed_in_place,
             expected: self.expected - earlier.expected,
             expected_rightly: self.expected_rightly - earlier.expected_rightly,
+            kept: self.kept - earlier.kept,
         }
     }
 }

@@ -86,7 +86,8 @@ impl Streamer {
         copies: &mut Vec<PartCopy>,
     ) {
         for (slot, &expert) in (first_slot..).zip(experts) {
-            self.promote(UnitId { layer, expert }, Place::Transit(slot), copies);
+            let bytes = self.promote(UnitId { layer, expert }, Place::Transit(slot), copies);
+            self.device_stats.get_or_insert_default().kept += u64::from(bytes > 0);
         }
     }
 

@@ -6,10 +6,12 @@ use crate::TraceShape;
 
 /// The early score, pairs across layers and tokens, frequency, and a constant.
 const N_FEATURES: usize = 5;
-/// What the estimates weigh before anything is learned.
-const START_WEIGHTS: [f64; N_FEATURES] = [1.5, 0.4, 0.1, 0.1, -0.5];
-/// Step of the gradient descent over the weights, which all layers share.
-const LEARNING_RATE: f64 = 0.002;
+/// What the estimates weigh before anything is learned. Frequency counts against the pairs, which
+/// contain it.
+const START_WEIGHTS: [f64; N_FEATURES] = [2.0, 0.6, 0.5, -0.5, -2.0];
+/// Step of the gradient descent over the weights of a layer. With twice as much the first fifty tokens
+/// are rated badly.
+const LEARNING_RATE: f64 = 0.01;
 /// Step of the gradient descent over an expert's own offset.
 const OFFSET_RATE: f64 = 0.05;
 /// Pairs of experts are counted up to this many counters of two bytes, twice: 4 MiB.
@@ -17,14 +19,16 @@ const PAIRS_MAX: u64 = 1 << 20;
 
 /// Rates the experts of a layer before its router has run: a logistic regression over the score
 /// that the router gives them when it is applied to the input of an earlier layer, and over how
-/// often they were chosen where the experts at hand were. What each expert's early score misses in
-/// general is learned as an offset of its own.
+/// often they were chosen where the experts at hand were. Each layer has weights of its own: in the
+/// demo model the early score names 28% of what the second layer chooses, and 56 to 78% further up.
+/// What each expert's early score misses in general is learned as an offset of its own.
 #[derive(Clone, Debug)]
 pub struct EarlyRouter {
     n_experts: usize,
     pairs: Option<(Coactivation, Coactivation)>,
     frequency: Frequency,
-    weights: [f64; N_FEATURES],
+    /// Per layer.
+    weights: Vec<[f64; N_FEATURES]>,
     /// Per unit.
     offsets: Vec<f64>,
     /// Per layer what the experts were rated by, until the router has run.
@@ -52,7 +56,7 @@ impl EarlyRouter {
             n_experts: shape.n_experts as usize,
             pairs: pairs(Source::LayerBefore).zip(pairs(Source::TokenBefore)),
             frequency: Frequency::new(shape),
-            weights: START_WEIGHTS,
+            weights: vec![START_WEIGHTS; shape.n_layers as usize],
             offsets: vec![0.0; shape.n_layers as usize * shape.n_experts as usize],
             rated: vec![Vec::new(); shape.n_layers as usize],
             column: Vec::new(),
@@ -116,7 +120,7 @@ impl EarlyRouter {
             }
             self.offsets[layer as usize * self.n_experts + expert as usize] += OFFSET_RATE * error;
         }
-        for (weight, gradient) in self.weights.iter_mut().zip(gradient) {
+        for (weight, gradient) in self.weights[layer as usize].iter_mut().zip(gradient) {
             *weight += LEARNING_RATE * gradient;
         }
         features.clear();
@@ -130,7 +134,8 @@ impl EarlyRouter {
 
     fn probability(&self, layer: u32, expert: u32, features: &[f64; N_FEATURES]) -> f64 {
         let offset = self.offsets[layer as usize * self.n_experts + expert as usize];
-        let sum: f64 = self.weights.iter().zip(features).map(|(w, x)| w * x).sum();
+        let weights = &self.weights[layer as usize];
+        let sum: f64 = weights.iter().zip(features).map(|(w, x)| w * x).sum();
         1.0 / (1.0 + (-sum - offset).exp())
     }
 }
@@ -176,5 +181,31 @@ mod tests {
         early.rate(1, &[0.0, 1.0, 0.9, 0.0], &mut out);
         assert_eq!(out[0].expert, 2);
         assert!(out[0].probability > 0.8 && out[1].probability < 0.2, "{out:?}");
+    }
+
+    /// What one layer's early score is worth says nothing of another one's.
+    #[test]
+    fn layers_are_weighed_apart() {
+        let shape = TraceShape { n_layers: 3, n_experts: 4, top_k: 1 };
+        let mut early = EarlyRouter::new(shape);
+        let mut out = Vec::new();
+        let mut random = 1_u32;
+        let mut draw = || {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            random >> 30
+        };
+        let named = |expert: u32| [0, 1, 2, 3].map(|e| if e == expert { 1.0 } else { 0.0 });
+        let mut last = (0.0, 0.0);
+        for _ in 0..2_000 {
+            early.observe(0, &[0]);
+            let (noise, chosen) = (draw(), draw());
+            early.rate(1, &named(noise), &mut out);
+            last.0 = out.iter().find(|guess| guess.expert == noise).map_or(0.0, |g| g.probability);
+            early.observe(1, &[draw()]);
+            early.rate(2, &named(chosen), &mut out);
+            last.1 = out.iter().find(|guess| guess.expert == chosen).map_or(0.0, |g| g.probability);
+            early.observe(2, &[chosen]);
+        }
+        assert!(last.0 < 0.5 && last.1 > 0.9, "{last:?}");
     }
 }
