@@ -18,7 +18,7 @@ const LIKELY: f64 = 0.2;
 const STEP: f64 = 0.03;
 
 /// The link to a device: when it is free, and until when it had better be. Times are seconds since
-/// some moment.
+/// some moment. Several devices compute in turn, and count as one with one link.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Link {
     /// 0 if it is not known.
@@ -115,8 +115,7 @@ impl Streamer {
         let Some(source) = self.sources.layers.get(layer as usize) else { return };
         self.link.is_timed = true;
         // Where the CPU computes too, what lies where decides how it is rounded, and must not depend on
-        // how long things take: then as if
-        // a part were the later the more of its expert come before it.
+        // how long things take: then a part counts as the later the more of its expert come before it.
         let is_timeless = self.assist.is_some() || self.link.is_emulated;
         let all = source.parts.iter().fold(Parts::EMPTY, |all, p| all | bit(p.part));
         let likely = guesses.iter().take_while(|guess| guess.probability >= LIKELY);
