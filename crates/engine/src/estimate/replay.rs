@@ -1,7 +1,7 @@
 //! Recorded routing, replayed with the slots of a plan.
 
 use hypura_plan::Plan;
-use hypura_tier::{Parts, SlotTable, TableSpec, Trace, UnitId};
+use hypura_tier::{EarlyRouter, Parts, SlotTable, TableSpec, Trace, TraceShape, UnitId};
 
 /// Per pool of the plan: in how many cases of one token in one layer 0, 1, 2 and so on of its
 /// experts were missing.
@@ -74,6 +74,9 @@ fn passes(trace: &Trace) -> Vec<Pass<'_>> {
 /// The engine's table, with slots but without bytes.
 struct Table {
     table: SlotTable,
+    /// Says which experts the next token will probably choose.
+    early: EarlyRouter,
+    outlook: Vec<f64>,
     capacity: Vec<usize>,
     grants: Vec<hypura_tier::Grant>,
 }
@@ -86,15 +89,26 @@ impl Table {
         let capacity =
             layers.iter().map(|layer| slots.get(layer.pool as usize).copied().unwrap_or(0));
         let capacity = capacity.map(|slots| slots as usize).collect();
-        let spec = TableSpec {
+        let shape = TraceShape {
+            n_layers: u32::try_from(layers.len()).ok()?,
             n_experts: layers.iter().map(|layer| layer.n_experts).max()?,
-            n_used: layers.iter().map(|layer| layer.n_used).max()?,
+            top_k: layers.iter().map(|layer| layer.n_used).max()?,
+        };
+        let spec = TableSpec {
+            n_experts: shape.n_experts,
+            n_used: shape.top_k,
             pool_of_layer: layers.iter().map(|layer| layer.pool).collect(),
             // One part stands for all: they come and go together.
             parts_of_layer: vec![Parts::DOWN; layers.len()],
             slots_of_pool: slots,
         };
-        Some(Table { table: SlotTable::new(spec).ok()?, capacity, grants: Vec::new() })
+        Some(Table {
+            table: SlotTable::new(spec).ok()?,
+            early: EarlyRouter::new(shape),
+            outlook: Vec::new(),
+            capacity,
+            grants: Vec::new(),
+        })
     }
 
     /// Makes the experts of these tokens resident, in groups if there are more than slots; returns
@@ -105,6 +119,14 @@ impl Table {
             let experts: Vec<u32> = token.iter().map(|&expert| expert.into()).collect();
             self.table.note_routing(layer, &experts);
             all.extend(experts);
+        }
+        if let Some(last) = tokens.last() {
+            let last: Vec<u32> = last.iter().map(|&expert| expert.into()).collect();
+            self.early.observe(layer, &last);
+            self.early.outlook(layer, &mut self.outlook);
+            if !self.outlook.is_empty() {
+                self.table.set_outlook(layer, &self.outlook);
+            }
         }
         all.sort_unstable();
         all.dedup();

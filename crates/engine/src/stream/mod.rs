@@ -92,11 +92,6 @@ pub(crate) struct Sources {
     pub(crate) rows: Option<RowSource>,
 }
 
-/// In halvings: what the layer at hand holds counts as used half as often when it needs a slot
-/// itself. On recorded routing of the demo model that brought 0.5 to 2 percent more hits with few
-/// slots, and cost none with many.
-const OWN_LAYER_DISCOUNT: f64 = 1.0;
-
 /// What an earlier run used counts as if so many half-lives had passed since: a unit used now outranks
 /// one that was used 16 times then. The subject may be another one.
 const HISTORY_AGE: f64 = 4.0;
@@ -178,9 +173,7 @@ impl Streamer {
             if !sources.device_slots.is_empty() {
                 device = Some(Device::new(&spec, sources.device_slots.clone(), reuses_host_slots)?);
             }
-            let mut table = SlotTable::new(spec).map_err(|error| error.to_string())?;
-            table.set_own_layer_discount(OWN_LAYER_DISCOUNT);
-            Some(table)
+            Some(SlotTable::new(spec).map_err(|error| error.to_string())?)
         };
         let mut ring = (!sources.matrices.is_empty())
             .then(|| memory.ring_shape(BLOCK))

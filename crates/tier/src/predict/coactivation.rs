@@ -88,7 +88,7 @@ impl Coactivation {
     }
 
     /// How much likelier than usual the coming token chooses each expert, as a power of two, into
-    /// `out`.
+    /// `out`: see [`SlotTable::set_outlook`](crate::SlotTable::set_outlook).
     pub(crate) fn outlook(&self, layer: u32, out: &mut Vec<f64>) {
         self.rate(layer, out);
         for (expert, rating) in out.iter_mut().enumerate() {

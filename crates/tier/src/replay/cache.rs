@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::policy::AgedLfu;
+use crate::table::OWN_LAYER_DISCOUNT;
 use crate::{
     Coactivation, Parts, Policy, Predictor, SlotTable, SpecError, TableSpec, TraceShape, UnitId,
 };
@@ -88,8 +89,8 @@ impl<P: Policy> TableCache<P> {
     }
 
     /// See [`SlotTable::set_own_layer_discount`].
-    pub(super) fn own_layer_first(&mut self, discount: f64) {
-        self.table.set_own_layer_discount(discount);
+    pub(super) fn own_layer_first(&mut self) {
+        self.table.set_own_layer_discount(OWN_LAYER_DISCOUNT);
     }
 
     /// See [`SlotTable::set_outlook`].

@@ -5,10 +5,6 @@ use super::{Demand, ReplayError, ReplayStats, belady, demands};
 use crate::policy::{AgedLfu, Pinned};
 use crate::{Coactivation, Lfu, Lrfu, Lru, Policy, Source, Trace, TraceShape};
 
-/// By how much, as a power of two, the score of the layer that is being served is lowered: its
-/// other experts are needed a whole token later, those of all other layers earlier.
-const OWN_LAYER_HALVINGS: f64 = 1.0;
-
 /// Who gives way.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -179,7 +175,7 @@ impl Simulation {
             }
             Replacement::OwnLayerFirst { half_life_tokens, with_pairs } => {
                 let mut cache = TableCache::new(pools, Lrfu::new(n_units, *half_life_tokens))?;
-                cache.own_layer_first(OWN_LAYER_HALVINGS);
+                cache.own_layer_first();
                 if *with_pairs {
                     cache.look_out(Coactivation::new(self.shape, Source::TokenBefore)?);
                 }
