@@ -361,13 +361,14 @@ impl<P: Policy> SlotTable<P> {
     /// How much likelier than usual each expert of `layer` is for the next token, in the unit of the
     /// policy's keys (for [`Lrfu`]: as a power of two): of the coldest eight, and the coldest eight of
     /// the layer that needs a slot, the one goes that is coldest with this added. So a change of what is
-    /// expected reorders nothing. Does not count for [`Claim::Warmer`].
+    /// expected reorders nothing. Does not count for [`Claim::Warmer`]. Nothing changes if it is empty.
     pub fn set_outlook(&mut self, layer: u32, outlook: &[f64]) {
-        let n_experts = self.spec.n_experts as usize;
+        if outlook.is_empty() {
+            return;
+        }
         self.outlook.resize(self.slot_of_unit.len(), 0.0);
-        let first = layer as usize * n_experts;
-        let of_layer = &mut self.outlook[first..first + n_experts];
-        of_layer.iter_mut().zip(outlook).for_each(|(old, new)| *old = *new);
+        let of_layer = self.outlook.chunks_mut(self.spec.n_experts as usize).nth(layer as usize);
+        of_layer.into_iter().flatten().zip(outlook).for_each(|(old, new)| *old = *new);
     }
 
     /// `unit` is expected to be asked for soon: if it is ready and idle, it gives way to nobody

@@ -124,9 +124,7 @@ impl Table {
             let last: Vec<u32> = last.iter().map(|&expert| expert.into()).collect();
             self.early.observe(layer, &last);
             self.early.outlook(layer, &mut self.outlook);
-            if !self.outlook.is_empty() {
-                self.table.set_outlook(layer, &self.outlook);
-            }
+            self.table.set_outlook(layer, &self.outlook);
         }
         all.sort_unstable();
         all.dedup();

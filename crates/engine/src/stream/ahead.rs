@@ -320,9 +320,6 @@ impl Streamer {
     fn look_out(&mut self, layer: u32) {
         let outlook = &mut self.ahead.outlook;
         self.ahead.early.outlook(layer, outlook);
-        if outlook.is_empty() {
-            return;
-        }
         let device = self.device.as_mut().map(|device| &mut device.table);
         for table in self.table.as_mut().into_iter().chain(device) {
             table.set_outlook(layer, outlook);

@@ -18,7 +18,7 @@ use super::{Streamer, bit};
 pub struct DeviceStats {
     /// Experts looked up in the GPU's slots.
     pub lookups: u64,
-    /// Of these, found there.
+    /// Of these, found there, whole.
     pub hits: u64,
     /// Of those that were not there, found in host memory.
     pub host_hits: u64,

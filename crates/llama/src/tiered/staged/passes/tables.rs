@@ -2,8 +2,8 @@
 //!
 //! All groups of a layer are known when its router has chosen. So there are two copies of tables per
 //! layer: those of the first group, which the device waits for, and those of all others, which are
-//! written while it computes the first. A copy for each group would be three calls of the device's
-//! library more, and would wait in its copy engine for an expert's slice each time.
+//! written while it computes the first. (A copy for each group is three calls of the device's library
+//! more, and waits in its copy engine for an expert's slice each time; on an H200 it was as fast.)
 
 use std::ops::Range;
 
