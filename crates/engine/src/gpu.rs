@@ -113,6 +113,13 @@ impl Chosen {
         if gpus.len() > llama::DEVICES_MAX {
             return Err(GpuError::TooMany(gpus.len()).into());
         }
+        if let Some(gpu) = gpus.iter().find(|gpu| !gpu.launches_graphs()) {
+            let name = &gpu.name;
+            tracing::warn!(
+                "the backend of {name} was built without GGML_CUDA_GRAPHS: tokens take longer, of \
+                 small models twice as long (README, \"Packaging\")"
+            );
+        }
         let budget = |gpu: &Gpu| {
             let free = gpu.memory_free_bytes;
             let margin = (free / MARGIN_SHARE).max(MARGIN_BYTES_MIN);

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 
 use llama_cpp_sys_2 as sys;
 
-use crate::abi::Dev;
+use crate::abi::{Dev, Reg};
 use crate::cpu::cpu;
 
 /// GPUs that a model can be divided among.
@@ -190,6 +190,17 @@ impl Gpu {
         cpu().is_some_and(|cpu| cpu.device == self.dev)
     }
 
+    /// Whether its backend launches a layer's kernels as one, where it can be built to: without,
+    /// each is a call of its own.
+    pub fn launches_graphs(&self) -> bool {
+        // SAFETY: a static object, whose registry has a static name.
+        let backend = unsafe {
+            let reg = sys::ggml_backend_dev_backend_reg(self.dev);
+            CStr::from_ptr(sys::ggml_backend_reg_name(reg)).to_string_lossy()
+        };
+        launches_graphs(&backend, &features(self.dev))
+    }
+
     /// Whether it computes with the memory that we read into (Metal), so that nothing is copied.
     pub fn is_unified(&self) -> bool {
         // SAFETY: filled by ggml; a static object. Only devices that share our memory take pointers
@@ -202,9 +213,52 @@ impl Gpu {
     }
 }
 
+/// Whether a backend records a layer's kernels and launches them as one: of those that can,
+/// llama.cpp's own build switches it on, and ggml's leaves it off.
+fn launches_graphs(backend: &str, features: &[(String, String)]) -> bool {
+    backend != "CUDA" || features.iter().any(|(name, value)| name == "USE_GRAPHS" && value == "1")
+}
+
+/// What a device's backend says that it was built with: names and values.
+fn features(dev: Dev) -> Vec<(String, String)> {
+    type GetFeatures = unsafe extern "C" fn(Reg) -> *mut sys::ggml_backend_feature;
+    let mut found = Vec::new();
+    // SAFETY: device and registry are static objects. The function of this name has this type
+    // (`ggml_backend_get_features_t`); its list is static and ends with a name of null.
+    unsafe {
+        let reg = sys::ggml_backend_dev_backend_reg(dev);
+        let name = c"ggml_backend_get_features";
+        let address = sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr());
+        if address.is_null() {
+            return found;
+        }
+        let get = std::mem::transmute::<*mut std::ffi::c_void, GetFeatures>(address);
+        let mut next = get(reg);
+        while !next.is_null() && !(*next).name.is_null() {
+            let text = |p| CStr::from_ptr(p).to_string_lossy().into_owned();
+            found.push((text((*next).name), text((*next).value)));
+            next = next.add(1);
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backends_say_what_they_were_built_with() {
+        crate::init();
+        let cpu = features(cpu().unwrap().device);
+        assert!(cpu.iter().any(|(name, _)| name == "LLAMAFILE" || name == "REPACK"), "{cpu:?}");
+        let of = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let archs = of("ARCHS", "900");
+        assert!(!launches_graphs("CUDA", &[]));
+        assert!(!launches_graphs("CUDA", &[archs.clone(), of("NO_VMM", "1")]));
+        assert!(launches_graphs("CUDA", &[archs, of("USE_GRAPHS", "1")]));
+        assert!(launches_graphs("CPU", &cpu));
+    }
 
     /// What llama.cpp makes of shares, for a model of so many layers.
     fn assigned(shares: &[f32], n_devices: usize, n_layers: u32) -> Vec<usize> {
