@@ -259,6 +259,29 @@ def bears_gaps(page, mock):
     quiet(page)
 
 
+def shows_a_gpu(page, mock):
+    """What lies on the GPU and went there is shown where there is one, and only there."""
+    shown = "[...document.querySelectorAll('#status .place')].filter((place) => !place.hidden).map((place) => place.innerText).join('|')"
+    open_page(page, mock.base)
+    expect(page, f"!({shown}).includes('Graphics memory')", "without a GPU there is no bar for it")
+    status = mock.status()
+    (model,) = status["models"]
+    model["tiers"] |= {"vram_weights_bytes": 2 << 30, "vram_slots_bytes": 3 << 30, "vram_kv_bytes": 1 << 30, "vram_buffers_bytes": 512 << 20}
+    model["stream"]["gpu"] = {"copied_bytes": 4 << 30, "lookups": 1000, "hits": 750, "memory_hits": 200, "computed_in_place": 0}
+    try:
+        mock.status_given = status | {"vram_budget_bytes": 8 << 30, "version": "gpu"}
+        page.until("document.querySelector('#version').textContent === 'gpu'", "it is shown")
+        for text in ("Graphics memory", "6.50 GiB of a budget of 8.00 GiB", "3.00 GiB", "1.50 GiB"):
+            expect(page, f"({shown}).includes({json.dumps(text)})", f"the bar says {text}")
+        for text in ("4.00 GiB copied to the GPU", "75% of experts found there"):
+            expect(page, f"document.querySelector('#status').innerText.includes({json.dumps(text)})", f"it says {text}")
+        access.check_contrast(page)
+        access.check_names(page)
+    finally:
+        mock.status_given = None
+    quiet(page)
+
+
 def asks_for_a_key(page, _mock):
     locked = mock_server.Mock(key="open-sesame")
     dialog = "document.querySelector('#key-dialog').open"
@@ -412,6 +435,7 @@ SCRIPTED = [
     survives_the_network,
     recovers,
     bears_gaps,
+    shows_a_gpu,
     asks_for_a_key,
     shows_text_as_text,
     edits_and_keeps,
