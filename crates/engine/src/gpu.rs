@@ -281,6 +281,8 @@ impl Survey {
 /// Waking the CPU's threads and bringing its rows to the GPU, in seconds; seen with 16 cores and an
 /// H200.
 const ASSIST_S: f64 = 30e-6;
+/// Kernels of one layer's experts, in seconds, however little they read; seen with an H200.
+const KERNELS_S: f64 = 20e-6;
 
 /// What copying and computing an expert cost; `None` without a GPU or experts.
 pub(crate) fn assist_cost(
@@ -297,6 +299,8 @@ pub(crate) fn assist_cost(
         copy_s_per_byte: 1.0 / rates.copy_bytes_per_s(slice),
         compute_s_per_byte: 1.0 / decode,
         fixed_s: ASSIST_S,
+        device_s_per_byte: 1.0 / rates.memory_bytes_per_s.max(1.0),
+        kernels_s: KERNELS_S,
     })
 }
 

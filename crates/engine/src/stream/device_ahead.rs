@@ -9,7 +9,7 @@
 use hypura_llama::tiered::{PartCopy, Place};
 use hypura_tier::{Claim, Guess, Parts, UnitId};
 
-use super::{Streamer, bit};
+use super::{PartSource, Streamer, bit};
 
 /// An expert is copied ahead if it will be chosen at least this probably: it takes the slot of
 /// another one.
@@ -115,7 +115,8 @@ impl Streamer {
         let Some(source) = self.sources.layers.get(layer as usize) else { return };
         self.link.is_timed = true;
         // Where the CPU computes too, what lies where decides how it is rounded, and must not depend on
-        // how long things take: then a part counts as the later the more of its expert come before it.
+        // how long things take: then a part counts as the later the more of its expert come before it,
+        // and there are as many as should fit.
         let is_timeless = self.assist.is_some() || self.link.is_emulated;
         let all = source.parts.iter().fold(Parts::EMPTY, |all, p| all | bit(p.part));
         let likely = guesses.iter().take_while(|guess| guess.probability >= LIKELY);
@@ -126,6 +127,16 @@ impl Streamer {
         if self.reuses_host_slots || self.link.bytes_per_s <= 0.0 {
             return;
         }
+        let slice_bytes = |part: &PartSource| part.slice_bytes as u64;
+        let mut n_left = self.assist.map_or(usize::MAX, |cost| {
+            let bytes = source.parts.iter().map(slice_bytes).sum();
+            let n_used = device.table.spec().n_used as usize;
+            cost.guessed_slices(
+                n_used,
+                bytes,
+                source.parts.iter().map(slice_bytes).max().unwrap_or(0),
+            )
+        });
         for &Guess { expert, probability } in likely {
             let unit = UnitId { layer, expert };
             let known = device.table.lookup(unit);
@@ -142,9 +153,10 @@ impl Streamer {
                     true => i as f64 / source.parts.len() as f64,
                     false => link.late_share(now, part.slice_bytes as f64),
                 };
-                if probability <= late {
+                if probability <= late || n_left == 0 {
                     break;
                 }
+                n_left -= 1;
                 link.give(now, part.slice_bytes as f64);
                 parts |= bit(part.part);
                 bytes += part.slice_bytes as u64;
