@@ -3,6 +3,7 @@
 mod slots;
 
 use std::path::Path;
+use std::sync::Once;
 
 pub(crate) use slots::{fit_slots, split, taken_bytes};
 
@@ -114,11 +115,15 @@ impl Chosen {
             return Err(GpuError::TooMany(gpus.len()).into());
         }
         if let Some(gpu) = gpus.iter().find(|gpu| !gpu.launches_graphs()) {
+            // Plans are made more than once.
+            static SAID: Once = Once::new();
             let name = &gpu.name;
-            tracing::warn!(
-                "the backend of {name} was built without GGML_CUDA_GRAPHS: tokens take longer, of \
-                 small models twice as long (README, \"Packaging\")"
-            );
+            SAID.call_once(|| {
+                tracing::warn!(
+                    "the backend of {name} was built without GGML_CUDA_GRAPHS: tokens take longer, \
+                     of small models twice as long (README, \"Packaging\")"
+                );
+            });
         }
         let budget = |gpu: &Gpu| {
             let free = gpu.memory_free_bytes;
