@@ -7,7 +7,7 @@
 //! library before anything is built on it, so that a moved field is an error at start-up and not
 //! a wild call.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use llama_cpp_sys_2 as sys;
 
@@ -178,6 +178,19 @@ pub(crate) struct HashSet {
     pub(crate) size: usize,
     pub(crate) used: *mut u32,
     pub(crate) keys: *mut *mut Tensor,
+}
+
+/// A function that a device's backend offers by name.
+///
+/// # Safety
+/// A device of ggml's.
+pub(crate) unsafe fn function(device: Dev, name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: the caller's promise; registries are static objects, the name is terminated.
+    unsafe {
+        let reg = sys::ggml_backend_dev_backend_reg(device);
+        let address = sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr());
+        (!address.is_null()).then_some(address)
+    }
 }
 
 unsafe extern "C" {

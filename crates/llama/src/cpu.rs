@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::abi::{Backend, Dev};
+use crate::abi::{self, Backend, Dev};
 
 type SetThreads = unsafe extern "C" fn(Backend, c_int);
 type SetAbort = unsafe extern "C" fn(Backend, sys::ggml_abort_callback, *mut c_void);
@@ -48,11 +48,7 @@ unsafe fn find() -> Option<Cpu> {
         if device.is_null() {
             return None;
         }
-        let reg = sys::ggml_backend_dev_backend_reg(device);
-        let address = |name: &CStr| {
-            let address = sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr());
-            (!address.is_null()).then_some(address)
-        };
+        let address = |name: &CStr| abi::function(device, name);
         Some(Cpu {
             device,
             set_n_threads: std::mem::transmute::<*mut c_void, SetThreads>(address(

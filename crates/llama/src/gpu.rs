@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 
 use llama_cpp_sys_2 as sys;
 
-use crate::abi::{Dev, Reg};
+use crate::abi::{self, Dev, Reg};
 use crate::cpu::cpu;
 
 /// GPUs that a model can be divided among.
@@ -226,14 +226,9 @@ fn features(dev: Dev) -> Vec<(String, String)> {
     // SAFETY: device and registry are static objects. The function of this name has this type
     // (`ggml_backend_get_features_t`); its list is static and ends with a name of null.
     unsafe {
-        let reg = sys::ggml_backend_dev_backend_reg(dev);
-        let name = c"ggml_backend_get_features";
-        let address = sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr());
-        if address.is_null() {
-            return found;
-        }
+        let Some(address) = abi::function(dev, c"ggml_backend_get_features") else { return found };
         let get = std::mem::transmute::<*mut std::ffi::c_void, GetFeatures>(address);
-        let mut next = get(reg);
+        let mut next = get(sys::ggml_backend_dev_backend_reg(dev));
         while !next.is_null() && !(*next).name.is_null() {
             let text = |p| CStr::from_ptr(p).to_string_lossy().into_owned();
             found.push((text((*next).name), text((*next).value)));

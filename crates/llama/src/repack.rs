@@ -14,7 +14,7 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::abi::{Buft, Dev, Tensor};
+use crate::abi::{self, Buft, Dev, Tensor};
 use crate::cpu::cpu;
 
 /// The name by which ggml's buffer type is found.
@@ -241,12 +241,7 @@ pub(crate) fn buffer_type() -> Option<Buft> {
     // SAFETY: device and registry are static objects. The function of this name has this type
     // (`ggml-backend.h`), and returns a list that ends with a null pointer, or a null pointer.
     unsafe {
-        let reg = sys::ggml_backend_dev_backend_reg(device);
-        let name = c"ggml_backend_dev_get_extra_bufts";
-        let address = sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr());
-        if address.is_null() {
-            return None;
-        }
+        let address = abi::function(device, c"ggml_backend_dev_get_extra_bufts")?;
         let extra = std::mem::transmute::<*mut std::ffi::c_void, ExtraBufts>(address);
         let mut next = extra(device);
         while !next.is_null() && !(*next).is_null() {

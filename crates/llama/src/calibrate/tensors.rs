@@ -6,7 +6,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::{CalibrateError, Case, Product};
 use crate::Layout;
-use crate::abi::{Buffer, Buft, Dev, Tensor};
+use crate::abi::{self, Buffer, Buft, Dev, Tensor};
 
 /// Weights of one tensor at most, in bytes: about a millisecond of work, which other programs leave
 /// alone often enough to be measured beside them.
@@ -148,12 +148,9 @@ fn rearranging(
     // SAFETY: device and registry are static objects. The function of this name has this type
     // (`ggml-backend.h`), and returns a list that ends with a null pointer, or a null pointer.
     unsafe {
-        let reg = sys::ggml_backend_dev_backend_reg(device);
-        let name = c"ggml_backend_dev_get_extra_bufts";
-        let address = sys::ggml_backend_reg_get_proc_address(reg, name.as_ptr());
-        if address.is_null() {
+        let Some(address) = abi::function(device, c"ggml_backend_dev_get_extra_bufts") else {
             return Ok(None);
-        }
+        };
         let extra = std::mem::transmute::<*mut std::ffi::c_void, ExtraBufts>(address);
         let mut next = extra(device);
         while !next.is_null() && !(*next).is_null() {
