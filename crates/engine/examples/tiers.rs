@@ -207,6 +207,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "device_lookups": (device.lookups - old.lookups) as f64 / n as f64,
         "device_hits": (device.hits - old.hits) as f64 / n as f64,
         "in_place": (device.computed_in_place - old.computed_in_place) as f64 / n as f64,
+        "early": [device.early - old.early, device.early_rightly - old.early_rightly],
         "host_hits": (device.host_hits - old.host_hits) as f64 / n as f64,
         "read_bytes_per_token": (now.read_bytes - before.read_bytes) / n,
         "read_wait_ms_per_token": wait / n as f64,

@@ -33,6 +33,10 @@ pub struct DeviceStats {
     /// Experts that passed through the GPU for a prompt and then got a slot there, warmer as they were
     /// than what was in it.
     pub kept: u64,
+    /// Layers whose experts the GPU looked up and computed before the host knew the router's choice.
+    pub early: u64,
+    /// Of these, those whose experts were all there.
+    pub early_rightly: u64,
 }
 
 impl DeviceStats {
@@ -46,6 +50,8 @@ impl DeviceStats {
             expected: self.expected + other.expected,
             expected_rightly: self.expected_rightly + other.expected_rightly,
             kept: self.kept + other.kept,
+            early: self.early + other.early,
+            early_rightly: self.early_rightly + other.early_rightly,
         }
     }
 
@@ -59,6 +65,8 @@ impl DeviceStats {
             expected: self.expected - earlier.expected,
             expected_rightly: self.expected_rightly - earlier.expected_rightly,
             kept: self.kept - earlier.kept,
+            early: self.early - earlier.early,
+            early_rightly: self.early_rightly - earlier.early_rightly,
         }
     }
 }

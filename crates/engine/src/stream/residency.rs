@@ -158,6 +158,12 @@ impl Residency for Streamer {
         self.give_back_host_ring(serial);
     }
 
+    fn computed_early(&mut self, is_right: bool) {
+        let stats = self.device_stats.get_or_insert_default();
+        stats.early += 1;
+        stats.early_rightly += u64::from(is_right);
+    }
+
     fn uploads(&mut self, copies: &mut Vec<PartCopy>) -> Result<Uploads, ResidencyError> {
         self.next_uploads(copies)
     }

@@ -235,6 +235,12 @@ pub trait Residency: Send {
         let _ = serial;
     }
 
+    /// The device computed what a router had chosen before the choice was known here: rightly, as all of
+    /// it was there, or in vain.
+    fn computed_early(&mut self, is_right: bool) {
+        let _ = is_right;
+    }
+
     /// Appends copies that can be made now, waiting for bytes if there are none yet, until all
     /// that [`Residency::device_experts`] asked for is there.
     ///

@@ -17,6 +17,7 @@
 mod ahead;
 mod assist;
 mod cells;
+mod early;
 mod matrices;
 mod passes;
 mod stage;
@@ -234,12 +235,15 @@ impl Walk<'_> {
     /// Waits until the device has done everything that it was given.
     fn wait(&mut self) {
         let begin = Instant::now();
-        // SAFETY: live backends.
-        unsafe {
-            sys::ggml_backend_synchronize(self.context.inner);
-            if self.stream.residency.reuses_host_slots() {
-                self.context.device.shared.wait_for_copies();
-            }
+        // SAFETY: a live backend.
+        unsafe { sys::ggml_backend_synchronize(self.context.inner) };
+        self.waited(begin);
+    }
+
+    /// All that was launched before what was waited for since `begin` is done.
+    fn waited(&mut self, begin: Instant) {
+        if self.stream.residency.reuses_host_slots() {
+            self.context.device.shared.wait_for_copies();
         }
         self.stage.tables.clear();
         self.stage.table_memory.clear();
@@ -369,12 +373,21 @@ impl Walk<'_> {
             self.launch_to(i)?;
             let bytes = sys::ggml_nbytes(ids);
             let raw = self.stage.raw(bytes)?;
-            sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
+            let early = self.can_be_early(i, layer, ids);
+            if early.is_none() {
+                sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
+            }
             let mut shared = self.read_input(layer, ids)?;
             // While the device computes.
             self.book()?;
             self.copy_ahead(layer)?;
-            self.wait();
+            match early {
+                Some(last) => {
+                    self.launch_early((i, last), layer, ids, raw)?;
+                    self.wait_for_choice();
+                }
+                None => self.wait(),
+            }
             let x = (*self.nodes[i]).src[1];
             let raw = std::slice::from_raw_parts(raw, bytes);
             let Stream { memory, residency, scratch } = &mut *self.stream;
@@ -386,17 +399,26 @@ impl Walk<'_> {
             scratch.find_needed();
             let parts = memory.parts_of_layer(layer);
             scratch.slots.clear();
-            if residency.device_slots(layer, &scratch.needed, parts, &mut scratch.slots) {
-                if n_tokens == 1 {
-                    self.ask_ahead(layer, n_used, x)?;
-                }
+            let are_there =
+                residency.device_slots(layer, &scratch.needed, parts, &mut scratch.slots);
+            let is_done = n_tokens == 1 && self.was_right(layer, early.is_some(), are_there);
+            if are_there {
                 self.stage.cells.forget();
-                self.stage.compute_after_admission(self.context, layer);
-                let remapped = self.remap(layer, (n_used, n_tokens), Stage::set)?;
                 self.deferred = Some((layer, Deferred::Booking));
-                self.layer = Some(Layer { remapped, ..Layer::new(layer, ids, true) });
+                let mut state = Layer { is_done, ..Layer::new(layer, ids, true) };
+                if let Some(last) = early.filter(|_| is_done) {
+                    self.start = last + 1;
+                } else {
+                    if n_tokens == 1 && early.is_none() {
+                        self.ask_ahead(layer, n_used, x)?;
+                    }
+                    self.stage.compute_after_admission(self.context, layer);
+                    state.remapped = self.remap(layer, (n_used, n_tokens), Stage::set)?;
+                }
+                self.layer = Some(state);
                 return Ok(());
             }
+            let Stream { residency, scratch, .. } = &mut *self.stream;
             residency.computed();
             let routing = Routing { ids: &scratch.ids, n_used };
             residency.routed(layer, routing);
@@ -420,7 +442,7 @@ impl Walk<'_> {
                 let Stream { memory, residency, .. } = &mut *self.stream;
                 begin_uploads(self.stage, memory, residency.as_mut())?;
                 // Before what waits for the copies.
-                if n_tokens == 1 {
+                if n_tokens == 1 && early.is_none() {
                     self.ask_ahead(layer, n_used, x)?;
                 }
                 self.stage.compute_after_copies(self.context);

@@ -12,6 +12,7 @@ use super::super::{MatrixUpload, PartCopy};
 use super::ahead::Ahead;
 use super::assist::Assist;
 use super::cells::Cells;
+use super::early::Early;
 use super::passes::{Rows, TableMemory};
 use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
 use crate::threads::Threadpool;
@@ -28,8 +29,8 @@ pub(in super::super) struct Stage {
     /// A backend of the same device whose stream is for copies. Events order it and the computing
     /// one; a device without events does everything at once.
     pub(super) copier: Backend,
-    /// Another one, for tables that must not queue behind experts.
-    beside: Backend,
+    /// Another one, for tables and choices that must not queue behind experts.
+    pub(super) beside: Backend,
     /// Recorded behind the last of them.
     written: Event,
     /// Recorded behind the last copy. Null where the device computes at once.
@@ -59,6 +60,7 @@ pub(in super::super) struct Stage {
     pub(super) matrices: Vec<MatrixUpload>,
     zeros: Pinned,
     pub(super) ahead: Ahead,
+    pub(super) early: Early,
     /// Between the products of a pass.
     pub(super) pass: PassScratch,
     /// The tables of the groups of a layer.
@@ -113,6 +115,7 @@ impl Stage {
                 matrices: Vec::new(),
                 zeros: Pinned::new(inner),
                 ahead: Ahead::new(inner),
+                early: Early::new(inner),
                 pass: PassScratch::default(),
                 table_memory: TableMemory::default(),
                 rows: Rows::default(),

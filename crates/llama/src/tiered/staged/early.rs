@@ -1,0 +1,320 @@
+//! Launching a layer's experts before the host knows which ones they are.
+//!
+//! Where all that a router chooses is in the device's slots, waiting for its choice leaves the device
+//! idle for nothing. So the device looks the slots up itself, in a table of where the layer's experts
+//! were when it was launched, and computes, while the host reads the choice behind its back:
+//!
+//! ```text
+//! compute stream   ...router | look up, experts |                ...next router | look up, experts
+//! beside                     | ids ->                                            | ids ->
+//! host                           wait, compare, launch ->
+//! ```
+//!
+//! If something was not there, what was computed is garbage, of memory that is the layer's own; its
+//! products are then computed once more, behind the copies, as if nothing had been. Products read
+//! nothing that they or each other overwrite, or they are not launched early.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use llama_cpp_sys_2 as sys;
+
+use super::super::StreamKind;
+use super::super::compute::{Restore, Stop, status};
+use super::super::graph;
+use super::super::passes::Descriptions;
+use super::Walk;
+use super::stage::{record, wait};
+use crate::abi::{self, Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};
+
+/// Layers are launched early while at least this share of their last choices was all there.
+const RATE_MIN: f32 = 0.5;
+/// The weight of a choice in that share.
+const RATE_STEP: f32 = 1.0 / 16.0;
+/// Nodes from a layer's first product to its last, at most.
+const NODES_MAX: usize = 32;
+/// An expert without a slot.
+const NO_SLOT: i32 = -1;
+
+/// What was learned of layers, and what they are launched with.
+pub(super) struct Early {
+    /// Recorded behind the router.
+    routed: Event,
+    /// Recorded behind the reading of its choice.
+    chosen: Event,
+    has_events: bool,
+    layers: HashMap<u32, Layer>,
+}
+
+#[derive(Default)]
+struct Layer {
+    /// Of the last choices, the share that was all there.
+    rate: f32,
+    lookup: Option<Lookup>,
+    /// The slot of each expert when the layer was launched.
+    slots: Vec<i32>,
+    /// What the table on the device holds.
+    written: Vec<i32>,
+}
+
+/// A node that looks the slots of a choice up.
+struct Lookup {
+    _ctx: Descriptions,
+    /// Slot by expert.
+    table: *mut Tensor,
+    node: *mut Tensor,
+    /// What the node writes, in the shape of ids.
+    found: *mut Tensor,
+}
+
+impl Early {
+    pub(super) fn new(device: Dev) -> Early {
+        // SAFETY: a device of ggml's; the events are freed in `Drop`.
+        let (routed, chosen) =
+            unsafe { (sys::ggml_backend_event_new(device), sys::ggml_backend_event_new(device)) };
+        Early {
+            routed,
+            chosen,
+            has_events: !routed.is_null() && !chosen.is_null(),
+            layers: HashMap::new(),
+        }
+    }
+}
+
+impl Drop for Early {
+    fn drop(&mut self) {
+        for event in [self.routed, self.chosen] {
+            if !event.is_null() {
+                // SAFETY: made in `new`, freed once.
+                unsafe { sys::ggml_backend_event_free(event) };
+            }
+        }
+    }
+}
+
+impl Lookup {
+    /// For a choice of `n_used` of `n_experts`. Table and slots lie at the end of `ids`, a table of the
+    /// device, behind as many others; `None` if that has no room for them.
+    ///
+    /// # Safety
+    /// `ids` outlives it.
+    unsafe fn new(ids: *mut Tensor, (n_experts, n_used): (usize, usize)) -> Option<Lookup> {
+        let ctx = Descriptions::new().ok()?;
+        let (c, len) = (ctx.as_ptr(), |n: usize| i64::try_from(n).unwrap_or(i64::MAX));
+        // SAFETY: described, then given memory that is theirs.
+        unsafe {
+            let end = sys::ggml_backend_buffer_get_size((*ids).buffer);
+            let below = |end: usize, n: usize| Some((end.checked_sub(4 * n)? / 64) * 64);
+            let table_at = below(end, n_experts)?;
+            let found_at = below(table_at, n_used).filter(|&at| at >= 4 * n_used)?;
+            let table = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, 1, len(n_experts));
+            let found = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, len(n_used), 1);
+            let node = sys::ggml_get_rows(c, table, found);
+            for (tensor, at) in [(table, table_at), (found, found_at), (node, found_at)] {
+                (*tensor).buffer = (*ids).buffer;
+                (*tensor).data = (*ids).data.cast::<u8>().add(at).cast();
+            }
+            (*node).flags |= TENSOR_FLAG_COMPUTE;
+            Some(Lookup { _ctx: ctx, table, node, found })
+        }
+    }
+}
+
+impl Walk<'_> {
+    /// The last product of `layer`, whose first is node `first`, if it is worth while to launch them
+    /// before its choice is known, and can be done.
+    ///
+    /// # Safety
+    /// As [`super::graph`].
+    pub(super) unsafe fn can_be_early(
+        &mut self,
+        first: usize,
+        layer: u32,
+        ids: *mut Tensor,
+    ) -> Option<usize> {
+        let Early { has_events, layers, .. } = &mut self.stage.early;
+        let can_wait = *has_events || self.context.device.is_emulated();
+        let state = layers.get_mut(&layer).filter(|layer| layer.rate >= RATE_MIN && can_wait)?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if graph::dim(ids, 1) != 1 || self.has_matrices {
+                return None;
+            }
+            if state.lookup.is_none() {
+                let slots = self.stream.memory.front(self.stage.device)?.ids(layer)?;
+                // The weights have one slice for each that the router chooses from.
+                let n_experts = graph::dim((*self.nodes[first]).src[0], 2);
+                state.lookup = Lookup::new(slots, (n_experts, graph::dim(ids, 0)));
+            }
+            state.lookup.as_ref()?;
+            let last = self.last_product(first, layer, ids)?;
+            (!overlap(&self.nodes[first..=last], ids)).then_some(last)
+        }
+    }
+
+    /// The node of the last product of a layer, if the first is at `first` and all have these ids.
+    unsafe fn last_product(&self, first: usize, layer: u32, ids: *mut Tensor) -> Option<usize> {
+        let is_of_layer = |kind: &StreamKind| matches!(kind, StreamKind::Experts { layer: of, .. } if *of == layer);
+        let products = || self.uses.iter().filter(|usage| is_of_layer(&usage.kind));
+        let last = products().map(|usage| usage.node).max()?;
+        let range = first..=last;
+        // SAFETY: nodes of a live graph.
+        let are_alike = products().all(|usage| unsafe { (*self.nodes[usage.node]).src[2] == ids });
+        // Nothing else that streams lies between.
+        let n_between = self.uses.iter().filter(|usage| range.contains(&usage.node)).count();
+        let is_all = n_between == products().count();
+        (are_alike && is_all && last - first < NODES_MAX).then_some(last)
+    }
+
+    /// Begins to read the choice of `layer` into `raw`, and launches the products behind it, from node
+    /// `first` to node `last`.
+    ///
+    /// # Safety
+    /// As [`super::graph`]; [`Walk::can_be_early`] said so, everything before `first` is launched, and
+    /// `raw` is pinned memory for all of `ids`.
+    pub(super) unsafe fn launch_early(
+        &mut self,
+        (first, last): (usize, usize),
+        layer: u32,
+        ids: *mut Tensor,
+        raw: *mut u8,
+    ) -> Result<(), Stop> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            record(self.stage.early.routed, self.context.inner);
+            self.write_slots(layer)?;
+            let beside = self.stage.beside;
+            wait(beside, self.stage.early.routed);
+            let bytes = sys::ggml_nbytes(ids);
+            sys::ggml_backend_tensor_get_async(beside, ids, raw.cast(), 0, bytes);
+            record(self.stage.early.chosen, beside);
+            self.ask_ahead(layer, graph::dim(ids, 0), (*self.nodes[first]).src[1])?;
+            self.stage.compute_after_admission(self.context, layer);
+            self.launch_with_lookup((first, last), layer, ids)
+        }
+    }
+
+    /// Waits for the choice alone.
+    pub(super) fn wait_for_choice(&mut self) {
+        let begin = Instant::now();
+        let early = &self.stage.early;
+        if early.has_events {
+            // SAFETY: a live event that was recorded.
+            unsafe { sys::ggml_backend_event_synchronize(early.chosen) };
+        }
+        self.waited(begin);
+    }
+
+    /// The choice of a token in `layer` is known; if all of it is there, its slots are in the scratch.
+    /// Whether what was launched early has computed it.
+    pub(super) fn was_right(&mut self, layer: u32, is_early: bool, is_there: bool) -> bool {
+        let scratch = &self.stream.scratch;
+        let state = self.stage.early.layers.entry(layer).or_default();
+        state.rate += RATE_STEP * (f32::from(u8::from(is_there)) - state.rate);
+        let had = |expert: u32| state.slots.get(expert as usize).copied();
+        let now = scratch.slots.iter().map(|&slot| i32::try_from(slot).ok());
+        let is_right = is_early
+            && is_there
+            && scratch.needed.iter().zip(now).all(|(&expert, slot)| had(expert) == slot);
+        if is_early {
+            self.stream.residency.computed_early(is_right);
+        }
+        is_right
+    }
+
+    /// Tells the device where the experts of a layer are.
+    unsafe fn write_slots(&mut self, layer: u32) -> Result<(), Stop> {
+        let parts = self.stream.memory.parts_of_layer(layer);
+        let residency = &self.stream.residency;
+        let Some(state) = self.stage.early.layers.get_mut(&layer) else { return Ok(()) };
+        let Some(Lookup { table, .. }) = state.lookup else { return Ok(()) };
+        // SAFETY: a live tensor.
+        let n_experts = u32::try_from(unsafe { graph::dim(table, 1) }).unwrap_or(0);
+        let mut found = Vec::with_capacity(1);
+        state.slots.clear();
+        state.slots.extend((0..n_experts).map(|expert| {
+            found.clear();
+            residency.device_slots(layer, &[expert], parts, &mut found);
+            found.first().map_or(NO_SLOT, |&slot| i32::try_from(slot).unwrap_or(NO_SLOT))
+        }));
+        // What has none takes any: it will not count.
+        let differs = |(slot, written): (&i32, &i32)| (*slot).max(0) != *written;
+        let is_new = state.written.len() != state.slots.len();
+        if is_new || state.slots.iter().zip(&state.written).any(differs) {
+            state.written.clear();
+            state.written.extend(state.slots.iter().map(|&slot| slot.max(0)));
+            let written = std::mem::take(&mut state.written);
+            // SAFETY: what looked the layer's last choice up has been waited for.
+            let result = unsafe { self.stage.set_beside(self.context, table, &written) };
+            if let Some(state) = self.stage.early.layers.get_mut(&layer) {
+                state.written = written;
+            }
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Launches products with the slots that the device looks up.
+    unsafe fn launch_with_lookup(
+        &mut self,
+        (first, last): (usize, usize),
+        layer: u32,
+        ids: *mut Tensor,
+    ) -> Result<(), Stop> {
+        let lost = || Stop::Internal(format!("layer {layer} has no slots"));
+        let front = self.stream.memory.front(self.stage.device).ok_or_else(lost)?;
+        let lookup = self.stage.early.layers.get(&layer).and_then(|of| of.lookup.as_ref());
+        let lookup = lookup.ok_or_else(lost)?;
+        // SAFETY: as `launch_early`; the sources are put back at the end.
+        unsafe {
+            (*lookup.node).src[1] = ids;
+            let mut restore = Restore::default();
+            for usage in self.uses.iter().filter(|usage| (first..=last).contains(&usage.node)) {
+                let StreamKind::Experts { part, .. } = usage.kind else { continue };
+                let node = self.nodes[usage.node];
+                restore.note(node);
+                (*node).src[0] = front.part(layer, part).ok_or_else(lost)?.tensor;
+                (*node).src[2] = lookup.found;
+            }
+            let mut nodes = Vec::with_capacity(NODES_MAX + 1);
+            nodes.push(lookup.node);
+            nodes.extend_from_slice(&self.nodes[first..=last]);
+            let mut view = abi::ggml_graph_view(self.graph, 0, 0);
+            view.nodes = nodes.as_mut_ptr();
+            view.n_nodes = std::ffi::c_int::try_from(nodes.len()).unwrap_or(0);
+            if (*self.graph).uid != 0 {
+                // A range that no other part has: its end comes first.
+                view.uid = super::part_uid((*self.graph).uid, last, first);
+            }
+            let inner = self.context.inner;
+            status(sys::ggml_backend_graph_compute_async(inner, (&raw mut view).cast()))
+        }
+    }
+}
+
+/// Whether nodes write what they could not be computed with again, or a choice that is still read.
+///
+/// # Safety
+/// Nodes of a live graph, which have memory.
+unsafe fn overlap(nodes: &[*mut Tensor], ids: *mut Tensor) -> bool {
+    let span = |tensor: *const Tensor| {
+        // SAFETY: the caller's promise.
+        let (at, bytes) = unsafe { ((*tensor).data as usize, sys::ggml_nbytes(tensor)) };
+        (at, at + bytes)
+    };
+    let is_of = |tensor: *const Tensor| {
+        // SAFETY: as above.
+        let owner = unsafe { graph::base(tensor) };
+        nodes.iter().any(|&node| node.cast_const() == owner)
+    };
+    // SAFETY: as above.
+    let computes = |node: &&*mut Tensor| unsafe {
+        !graph::is_view_op((***node).op) && (***node).flags & TENSOR_FLAG_COMPUTE != 0
+    };
+    let written: Vec<_> = nodes.iter().filter(computes).map(|&node| span(node)).collect();
+    // SAFETY: as above.
+    let sources = nodes.iter().flat_map(|&node| unsafe { (*node).src });
+    let read = sources.filter(|source| !source.is_null() && !is_of(*source)).chain([ids]);
+    let mut read = read.map(|source| span(source));
+    read.any(|(from, to)| written.iter().any(|&(begin, end)| from < end && begin < to))
+}
