@@ -10,7 +10,8 @@
 //! `memory`, `weights` (MiB); `threads`; `ubatch`; `rounds`; `tokens`; `warm` (rounds before);
 //! `prompts` (lengths, divided by `/`); `assist` (1: the CPU computes
 //! in place); `speculate` (0: no guesses); `trace` (a file); `dump` (a file for the logits
-//! behind a prompt); `brief` (1: prompts and sampled tokens only).
+//! behind a prompt); `profile` (a folder for what is measured of the machine; else rates are assumed);
+//! `brief` (1: prompts and sampled tokens only).
 //!
 //! Each round is a prompt of its own and tokens sampled with a seed of its own, the same in all
 //! cases. `scripts/bench-gpu.sh` calls this.
@@ -87,6 +88,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         ubatch_tokens: small("ubatch"),
         ctx_tokens: 2560,
         layout: Layout::Plain,
+        profile_dir: case.text("profile").map(Into::into),
         trace: case.text("trace").map(Into::into),
         ..LoadOptions::default()
     };

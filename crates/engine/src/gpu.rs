@@ -300,13 +300,18 @@ pub(crate) fn assist_cost(
     let expert = plan.expert_layers.first()?.tensors.first()?;
     let tensor = model.tensors.get(expert.tensor)?;
     let decode = surveyed.machine.expert_bytes_per_s(tensor.ty, tensor.dims[0]);
-    Some(AssistCost {
-        copy_s_per_byte: 1.0 / rates.copy_bytes_per_s(slice),
-        compute_s_per_byte: 1.0 / decode,
+    Some(cost_of(rates, slice, decode))
+}
+
+/// For slices of so many bytes, and what the CPU gets through in bytes per second.
+fn cost_of(rates: &GpuRates, slice_bytes: u64, cpu_bytes_per_s: f64) -> AssistCost {
+    AssistCost {
+        copy_s_per_byte: 1.0 / rates.copy_bytes_per_s(slice_bytes),
+        compute_s_per_byte: 1.0 / cpu_bytes_per_s,
         fixed_s: ASSIST_S,
-        device_s_per_byte: 1.0 / rates.memory_bytes_per_s.max(1.0),
+        device_s_per_byte: 1.0 / rates.decode_bytes_per_s(),
         kernels_s: KERNELS_S,
-    })
+    }
 }
 
 /// Surveys this machine for a model, with the GPUs that were asked for.
@@ -352,7 +357,18 @@ pub(crate) fn add(
 
 #[cfg(test)]
 mod tests {
-    use super::named_twice;
+    use hypura_plan::GpuRates;
+
+    use super::{cost_of, named_twice};
+
+    #[test]
+    fn a_gpu_that_was_not_measured_is_as_fast_as_is_assumed() {
+        let cost = cost_of(&GpuRates::default(), 4_456_448, 80e9);
+        // A single one is sooner computed where it lies; of two, one is copied meanwhile.
+        let bytes = 13_369_344;
+        assert_eq!([1, 2, 3].map(|n| cost.host_share(n, 4, bytes)), [1, 1, 2]);
+        assert_eq!(cost.guessed_slices(4, bytes, 4_456_448), 2);
+    }
 
     #[test]
     fn a_gpu_that_is_named_twice_is_found() {

@@ -75,7 +75,9 @@ impl GpuRates {
         rates.max_by(f64::total_cmp).filter(|rate| *rate > 0.0)
     }
 
-    pub(crate) fn decode_bytes_per_s(&self) -> f64 {
+    /// Bytes per second that the device reads its own memory with while it decodes, measured or
+    /// assumed.
+    pub fn decode_bytes_per_s(&self) -> f64 {
         or_assumed(self.memory_bytes_per_s, ASSUMED_GPU_MEMORY_BYTES_PER_S)
     }
 
