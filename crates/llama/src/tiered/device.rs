@@ -441,6 +441,9 @@ unsafe extern "C" fn graph_optimize(backend: Backend, graph: *mut Graph, params:
         if let Some(optimize) = (*inner.cast::<BackendObject>()).iface.graph_optimize {
             optimize(inner, graph, params);
         }
+        if of_backend(backend).device.is_emulated() {
+            graph::move_shared_experts(graph);
+        }
     }
 }
 

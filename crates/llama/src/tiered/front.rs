@@ -235,6 +235,12 @@ impl Front {
         self.layers.get(layer as usize)?.parts.get(&part).copied()
     }
 
+    /// Bytes of one expert of a layer.
+    pub(super) fn expert_bytes(&self, layer: u32) -> usize {
+        let parts = self.layers.get(layer as usize).map(|layer| layer.parts.values());
+        parts.into_iter().flatten().map(|part| part.bytes).sum()
+    }
+
     /// What experts without a slot pass through.
     pub(super) fn transit(&self) -> Option<&Transit> {
         self.transit.as_ref()

@@ -2,7 +2,7 @@
 
 use llama_cpp_sys_2 as sys;
 
-use crate::abi::{Graph, Tensor};
+use crate::abi::{Graph, TENSOR_FLAG_COMPUTE, Tensor};
 
 /// The nodes of a graph.
 ///
@@ -83,5 +83,79 @@ pub(super) unsafe fn reshape(table: *mut Tensor, n_used: usize, n_tokens: usize)
         (*table).ne = [len(n_used), len(n_tokens), 1, 1];
         let row = 4 * n_used;
         (*table).nb = [4, row, row * n_tokens, row * n_tokens];
+    }
+}
+
+/// Whether a node is computed: it is no view, and not on a way that was not chosen.
+///
+/// # Safety
+/// `node` is alive.
+pub(super) unsafe fn is_computed(node: *const Tensor) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { !is_view_op((*node).op) && (*node).flags & TENSOR_FLAG_COMPUTE != 0 }
+}
+
+/// What nodes read that none of them is.
+///
+/// # Safety
+/// Nodes of a live graph.
+pub(super) unsafe fn read_from_outside(nodes: &[*mut Tensor]) -> Vec<*mut Tensor> {
+    // SAFETY: the caller's promise.
+    let is_outside = |source: &*mut Tensor| unsafe {
+        !source.is_null() && !nodes.iter().any(|&node| node.cast_const() == base(*source))
+    };
+    // SAFETY: as above.
+    nodes.iter().flat_map(|&node| unsafe { (*node).src }).filter(is_outside).collect()
+}
+
+/// Whether what nodes compute lies where one of `read` does.
+///
+/// # Safety
+/// Nodes of a live graph, which have memory, as `read` has.
+pub(super) unsafe fn write_over(nodes: &[*mut Tensor], read: &[*mut Tensor]) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let span = |tensor: *mut Tensor| {
+            let start = (*tensor).data as usize;
+            start..start + sys::ggml_nbytes(tensor)
+        };
+        let mut written = nodes.iter().filter(|node| is_computed(**node)).map(|&node| span(node));
+        written.any(|w| read.iter().any(|&r| span(r).start < w.end && w.start < span(r).end))
+    }
+}
+
+/// Moves the products of shared experts ahead, behind what gates the routed ones: so does CUDA's
+/// `graph_optimize`, which computes both at once. Between the products of a layer is then something
+/// else than the gate.
+///
+/// # Safety
+/// The graph is alive, and no memory was given to its nodes yet.
+pub(super) unsafe fn move_shared_experts(graph: *mut Graph) {
+    use sys::{GGML_OP_GLU, GGML_OP_MUL_MAT, GGML_OP_MUL_MAT_ID, GGML_OP_RESHAPE};
+    // SAFETY: the caller's promise; whatever moves reads the input of the routed experts, and weights.
+    unsafe {
+        let n = usize::try_from((*graph).n_nodes).unwrap_or(0);
+        if n == 0 {
+            return;
+        }
+        let nodes = std::slice::from_raw_parts_mut((*graph).nodes, n);
+        let is_gated = |nodes: &[*mut Tensor], i: usize, op: sys::ggml_op| {
+            let three = [nodes[i], nodes[i + 1], nodes[i + 2]];
+            three.map(|node| (*node).op) == [op, op, GGML_OP_GLU]
+                && three[..2].iter().all(|product| (&(*three[2]).src)[..2].contains(product))
+        };
+        for i in 0..n.saturating_sub(5) {
+            let input = (*nodes[i]).src[1];
+            if !is_gated(nodes, i, GGML_OP_MUL_MAT_ID) || (*input).op != GGML_OP_RESHAPE {
+                continue;
+            }
+            let is_shared = |&j: &usize| {
+                is_gated(nodes, j, GGML_OP_MUL_MAT)
+                    && nodes[j..j + 2].iter().all(|&product| (*product).src[1] == (*input).src[0])
+            };
+            if let Some(j) = (i + 3..n - 2).find(is_shared) {
+                nodes[i + 3..j + 3].rotate_right(3);
+            }
+        }
     }
 }

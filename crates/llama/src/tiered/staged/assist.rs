@@ -78,19 +78,36 @@ pub(super) struct Shared {
     pub(super) glu: *mut Tensor,
     /// The last product's node.
     pub(super) down: usize,
+    /// What lies between these and has nothing to do with them: shared experts.
+    pub(super) others: Vec<*mut Tensor>,
     /// Sorted.
     pub(super) experts: Vec<u32>,
     /// Their slots in host memory.
     pub(super) slots: Vec<u32>,
 }
 
+impl Shared {
+    /// Begins to read what the experts are multiplied with.
+    ///
+    /// # Safety
+    /// As [`super::graph`]; it is computed before what `stream` is given from now on.
+    pub(super) unsafe fn read_input(&self, stream: Backend) {
+        // SAFETY: the caller's promise; the memory was taken for it.
+        unsafe {
+            let x = (*self.gate).src[1];
+            let bytes = sys::ggml_nbytes(x);
+            sys::ggml_backend_tensor_get_async(stream, x, self.input.cast(), 0, bytes);
+        }
+    }
+}
+
 impl Walk<'_> {
-    /// Begins to read what the experts of a layer are multiplied with, if the CPU may compute some
-    /// of them: for one token, where nothing lies between the products but the gate.
+    /// The products of a layer, if the CPU may compute some of them: for one token, where
+    /// [`Walk::recognise`] knows them. Their input is still to be read.
     ///
     /// # Safety
     /// As [`super::graph`].
-    pub(super) unsafe fn read_input(
+    pub(super) unsafe fn may_share(
         &mut self,
         layer: u32,
         ids: *mut Tensor,
@@ -104,19 +121,17 @@ impl Walk<'_> {
                 return Ok(None);
             }
             let Some(mut shared) = self.recognise(layer, ids) else { return Ok(None) };
-            let x = (*shared.gate).src[1];
-            let bytes = sys::ggml_nbytes(x);
+            let bytes = sys::ggml_nbytes((*shared.gate).src[1]);
             let Some(assist) = &mut self.stage.assist else { return Ok(None) };
             assist.input.clear();
             let room = assist.input.take(bytes);
             shared.input = room.ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?;
-            let target = shared.input.cast();
-            sys::ggml_backend_tensor_get_async(self.context.inner, x, target, 0, bytes);
             Ok(Some(shared))
         }
     }
 
-    /// The products of a layer and the gate between them, if that is all there is.
+    /// The products of a layer and the gate between them, if that is all there is, but for what could
+    /// as well be computed before them.
     pub(super) unsafe fn recognise(&self, layer: u32, ids: *mut Tensor) -> Option<Shared> {
         let node_of = |wanted: u8| {
             let mut found =
@@ -128,23 +143,25 @@ impl Walk<'_> {
         // SAFETY: nodes of a live graph.
         unsafe {
             let node = |i: usize| self.nodes[i];
-            let mut glu: *mut Tensor = null_mut();
-            for &between in self.nodes.get(gate.min(up)..down)? {
-                let is_product = between == node(gate) || between == node(up);
-                if is_product || graph::is_view_op((*between).op) {
-                    continue;
-                }
-                if (*between).op != sys::GGML_OP_GLU || !glu.is_null() {
-                    return None;
-                }
-                glu = between;
-            }
+            let glu = (*node(down)).src[1];
+            let range = gate.min(up)..down;
             let (gate, up) = (node(gate), node(up));
+            let own = [gate, up, glu];
+            let between = self.nodes.get(range)?.iter().copied();
+            let others: Vec<*mut Tensor> =
+                between.filter(|node| !own.contains(node) && graph::is_computed(*node)).collect();
             let x = (*gate).src[1];
-            let is_plain = !glu.is_null()
+            let reads_own = |source: &*mut Tensor| {
+                own.iter().any(|&node| node.cast_const() == graph::base(*source))
+            };
+            if graph::read_from_outside(&others).iter().any(reads_own)
+                || graph::write_over(&others, &[x, ids])
+            {
+                return None;
+            }
+            let is_plain = (*glu).op == sys::GGML_OP_GLU
                 && (*glu).src[0] == gate
                 && (*glu).src[1] == up
-                && (*node(down)).src[1] == glu
                 && (*up).src[1] == x
                 && [gate, up, node(down)].iter().all(|&n| (*n).src[2] == ids)
                 && (*x).type_ == sys::GGML_TYPE_F32
@@ -158,23 +175,24 @@ impl Walk<'_> {
                 up,
                 glu,
                 down,
+                others,
                 experts: Vec::new(),
                 slots: Vec::new(),
             })
         }
     }
 
-    /// Launches the layer's products, computes the CPU's share meanwhile, and writes its rows.
+    /// Computes the CPU's share of a layer, if it has one, and writes its rows over those of the
+    /// device.
     ///
     /// # Safety
-    /// As [`super::graph`]; the walk is at the layer's last product.
+    /// As [`super::graph`]; the layer's products are launched.
     pub(super) unsafe fn finish_shared(&mut self, layer: u32) -> Result<(), Stop> {
         let Some(shared) = self.layer.as_mut().and_then(|layer| layer.shared.take()) else {
             return Ok(());
         };
         // SAFETY: the caller's promise.
         unsafe {
-            self.launch_to(shared.down + 1)?;
             let Stream { memory, residency, scratch } = &mut *self.stream;
             let parts = memory.parts_of_layer(layer);
             residency.wait(layer, parts)?;

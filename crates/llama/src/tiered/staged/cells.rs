@@ -134,7 +134,7 @@ impl Stage {
                 wait(self.copier, *computed);
             }
             residency.pass(held.layer, &held.experts, held.parts, first_slot)?;
-            begin_uploads(self, memory, residency)?;
+            begin_uploads(self, memory, residency, false)?;
             self.end_cell(memory, &held, first_slot)?;
         }
         let n_cells = self.cells.cells.len();

@@ -10,9 +10,9 @@
 //! host                           wait, compare, launch ->
 //! ```
 //!
-//! If something was not there, what was computed is garbage, of memory that is the layer's own; its
-//! products are then computed once more, behind the copies, as if nothing had been. Products read
-//! nothing that they or each other overwrite, or they are not launched early.
+//! Rows of experts that were not there are garbage, in memory that is the layer's own. They are
+//! computed once more behind the copies ([`super::late`]), or all of them, where something lies between
+//! the products. Products read nothing that one of them overwrites, or they are not launched early.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -20,15 +20,21 @@ use std::time::Instant;
 use llama_cpp_sys_2 as sys;
 
 use super::super::StreamKind;
-use super::super::compute::{Restore, Stop, status};
+use super::super::compute::{Restore, Stop};
 use super::super::graph;
 use super::super::passes::Descriptions;
 use super::Walk;
+use super::assist::Shared;
+use super::launch::{launch_nodes, part_uid};
 use super::stage::{record, wait};
-use crate::abi::{self, Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};
+use crate::abi::{Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};
 
-/// Layers are launched early while at least this share of their last choices was all there.
+/// Layers are launched early while at least this share of their last choices was all there, ...
 const RATE_MIN: f32 = 0.5;
+/// ... and those whose experts take so many bytes always, if single rows can be computed anew: their
+/// copies take longer than what is launched in vain. Seen with an H200: experts of 8 and 13 MB gain,
+/// those of 0.2 MB lose.
+const LARGE_BYTES: usize = 1 << 20;
 /// The weight of a choice in that share.
 const RATE_STEP: f32 = 1.0 / 16.0;
 /// Nodes from a layer's first product to its last, at most.
@@ -44,6 +50,8 @@ pub(super) struct Early {
     chosen: Event,
     has_events: bool,
     layers: HashMap<u32, Layer>,
+    /// Of the layer that was launched last: the experts that it lacked then, and their rows.
+    pub(super) late: Vec<(u32, usize)>,
 }
 
 #[derive(Default)]
@@ -62,6 +70,7 @@ struct Lookup {
     _ctx: Descriptions,
     /// Slot by expert.
     table: *mut Tensor,
+    /// Its second source are the ids.
     node: *mut Tensor,
     /// What the node writes, in the shape of ids.
     found: *mut Tensor,
@@ -77,6 +86,7 @@ impl Early {
             chosen,
             has_events: !routed.is_null() && !chosen.is_null(),
             layers: HashMap::new(),
+            late: Vec::new(),
         }
     }
 }
@@ -132,23 +142,34 @@ impl Walk<'_> {
         layer: u32,
         ids: *mut Tensor,
     ) -> Option<usize> {
-        let Early { has_events, layers, .. } = &mut self.stage.early;
+        let Early { has_events, layers, .. } = &self.stage.early;
         let can_wait = *has_events || self.context.device.is_emulated();
-        let state = layers.get_mut(&layer).filter(|layer| layer.rate >= RATE_MIN && can_wait)?;
+        let state = layers.get(&layer).filter(|_| can_wait)?;
+        let front = self.stream.memory.front(self.stage.device)?;
+        // SAFETY: the caller's promise.
+        let is_divisible = || unsafe { self.recognise(layer, ids).is_some() };
+        let is_large = || front.expert_bytes(layer) >= LARGE_BYTES || self.stage.assist.is_some();
+        if state.rate < RATE_MIN && !(is_large() && is_divisible()) {
+            return None;
+        }
+        let state = self.stage.early.layers.get_mut(&layer)?;
         // SAFETY: the caller's promise.
         unsafe {
             if graph::dim(ids, 1) != 1 || self.has_matrices {
                 return None;
             }
             if state.lookup.is_none() {
-                let slots = self.stream.memory.front(self.stage.device)?.ids(layer)?;
+                let slots = front.ids(layer)?;
                 // The weights have one slice for each that the router chooses from.
                 let n_experts = graph::dim((*self.nodes[first]).src[0], 2);
                 state.lookup = Lookup::new(slots, (n_experts, graph::dim(ids, 0)));
             }
             state.lookup.as_ref()?;
             let last = self.last_product(first, layer, ids)?;
-            (!overlap(&self.nodes[first..=last], ids)).then_some(last)
+            let nodes = &self.nodes[first..=last];
+            let mut read = graph::read_from_outside(nodes);
+            read.push(ids);
+            (!graph::write_over(nodes, &read)).then_some(last)
         }
     }
 
@@ -166,8 +187,8 @@ impl Walk<'_> {
         (are_alike && is_all && last - first < NODES_MAX).then_some(last)
     }
 
-    /// Begins to read the choice of `layer` into `raw`, and launches the products behind it, from node
-    /// `first` to node `last`.
+    /// Begins to read the choice of `layer` into `raw`, and the input of what the CPU may share; and
+    /// launches the products behind it, from node `first` to node `last`.
     ///
     /// # Safety
     /// As [`super::graph`]; [`Walk::can_be_early`] said so, everything before `first` is launched, and
@@ -176,21 +197,25 @@ impl Walk<'_> {
         &mut self,
         (first, last): (usize, usize),
         layer: u32,
-        ids: *mut Tensor,
-        raw: *mut u8,
+        (ids, raw): (*mut Tensor, *mut u8),
+        shared: Option<&Shared>,
     ) -> Result<(), Stop> {
         // SAFETY: the caller's promise.
         unsafe {
             record(self.stage.early.routed, self.context.inner);
+            self.note_slots(layer);
             self.write_slots(layer)?;
             let beside = self.stage.beside;
             wait(beside, self.stage.early.routed);
+            if let Some(shared) = shared {
+                shared.read_input(beside);
+            }
             let bytes = sys::ggml_nbytes(ids);
             sys::ggml_backend_tensor_get_async(beside, ids, raw.cast(), 0, bytes);
             record(self.stage.early.chosen, beside);
             self.ask_ahead(layer, graph::dim(ids, 0), (*self.nodes[first]).src[1])?;
             self.stage.compute_after_admission(self.context, layer);
-            self.launch_with_lookup((first, last), layer, ids)
+            self.launch_products((first, last), layer, ids)
         }
     }
 
@@ -205,29 +230,38 @@ impl Walk<'_> {
         self.waited(begin);
     }
 
-    /// The choice of a token in `layer` is known; if all of it is there, its slots are in the scratch.
-    /// Whether what was launched early has computed it.
-    pub(super) fn was_right(&mut self, layer: u32, is_early: bool, is_there: bool) -> bool {
-        let scratch = &self.stream.scratch;
+    /// A token's choice in `layer` is known, and whether all of it is there.
+    pub(super) fn note_choice(&mut self, layer: u32, is_there: bool) {
         let state = self.stage.early.layers.entry(layer).or_default();
         state.rate += RATE_STEP * (f32::from(u8::from(is_there)) - state.rate);
-        let had = |expert: u32| state.slots.get(expert as usize).copied();
-        let now = scratch.slots.iter().map(|&slot| i32::try_from(slot).ok());
-        let is_right = is_early
-            && is_there
-            && scratch.needed.iter().zip(now).all(|(&expert, slot)| had(expert) == slot);
-        if is_early {
-            self.stream.residency.computed_early(is_right);
-        }
+    }
+
+    /// Whether what is needed of `layer` had the slots in the scratch when it was launched early: then
+    /// it is computed, or about to be.
+    pub(super) fn was_right(&mut self, layer: u32) -> bool {
+        let scratch = &self.stream.scratch;
+        let Early { layers, late, .. } = &mut self.stage.early;
+        let slots = layers.get(&layer).map_or(&[][..], |state| &state.slots);
+        let had = |expert: u32| slots.get(expert as usize).copied();
+        late.clear();
+        late.extend(scratch.ids.iter().enumerate().filter_map(|(row, id)| {
+            let expert = id.unsigned_abs();
+            // What is not needed here is computed elsewhere.
+            let at = scratch.needed.binary_search(&expert).ok()?;
+            let now = scratch.slots.get(at).and_then(|&slot| i32::try_from(slot).ok());
+            (had(expert) != now).then_some((expert, row))
+        }));
+        let is_right = late.is_empty();
+        self.stream.residency.computed_early(is_right);
         is_right
     }
 
-    /// Tells the device where the experts of a layer are.
-    unsafe fn write_slots(&mut self, layer: u32) -> Result<(), Stop> {
+    /// Notes where the experts of a layer are.
+    unsafe fn note_slots(&mut self, layer: u32) {
         let parts = self.stream.memory.parts_of_layer(layer);
         let residency = &self.stream.residency;
-        let Some(state) = self.stage.early.layers.get_mut(&layer) else { return Ok(()) };
-        let Some(Lookup { table, .. }) = state.lookup else { return Ok(()) };
+        let Some(state) = self.stage.early.layers.get_mut(&layer) else { return };
+        let Some(Lookup { table, .. }) = state.lookup else { return };
         // SAFETY: a live tensor.
         let n_experts = u32::try_from(unsafe { graph::dim(table, 1) }).unwrap_or(0);
         let mut found = Vec::with_capacity(1);
@@ -237,25 +271,34 @@ impl Walk<'_> {
             residency.device_slots(layer, &[expert], parts, &mut found);
             found.first().map_or(NO_SLOT, |&slot| i32::try_from(slot).unwrap_or(NO_SLOT))
         }));
-        // What has none takes any: it will not count.
-        let differs = |(slot, written): (&i32, &i32)| (*slot).max(0) != *written;
-        let is_new = state.written.len() != state.slots.len();
-        if is_new || state.slots.iter().zip(&state.written).any(differs) {
-            state.written.clear();
-            state.written.extend(state.slots.iter().map(|&slot| slot.max(0)));
-            let written = std::mem::take(&mut state.written);
-            // SAFETY: what looked the layer's last choice up has been waited for.
-            let result = unsafe { self.stage.set_beside(self.context, table, &written) };
-            if let Some(state) = self.stage.early.layers.get_mut(&layer) {
-                state.written = written;
-            }
-            result?;
-        }
-        Ok(())
     }
 
-    /// Launches products with the slots that the device looks up.
-    unsafe fn launch_with_lookup(
+    /// Tells the device where the experts of a layer are, if that is new.
+    unsafe fn write_slots(&mut self, layer: u32) -> Result<(), Stop> {
+        let Some(state) = self.stage.early.layers.get_mut(&layer) else { return Ok(()) };
+        let Some(Lookup { table, .. }) = state.lookup else { return Ok(()) };
+        let mut is_new = state.written.len() != state.slots.len();
+        state.written.resize(state.slots.len(), 0);
+        for (written, &slot) in state.written.iter_mut().zip(&state.slots) {
+            // What has none may take any: it will not count.
+            if slot != NO_SLOT && slot != *written {
+                (*written, is_new) = (slot, true);
+            }
+        }
+        if !is_new {
+            return Ok(());
+        }
+        let written = std::mem::take(&mut state.written);
+        // SAFETY: the table has as many entries.
+        let result = unsafe { self.stage.set_beside(self.context, table, &written) };
+        if let Some(state) = self.stage.early.layers.get_mut(&layer) {
+            state.written = written;
+        }
+        result
+    }
+
+    /// Launches the products of a layer, with the slots that the device looks up.
+    unsafe fn launch_products(
         &mut self,
         (first, last): (usize, usize),
         layer: u32,
@@ -265,7 +308,7 @@ impl Walk<'_> {
         let front = self.stream.memory.front(self.stage.device).ok_or_else(lost)?;
         let lookup = self.stage.early.layers.get(&layer).and_then(|of| of.lookup.as_ref());
         let lookup = lookup.ok_or_else(lost)?;
-        // SAFETY: as `launch_early`; the sources are put back at the end.
+        // SAFETY: the caller's promise; the sources are put back at the end.
         unsafe {
             (*lookup.node).src[1] = ids;
             let mut restore = Restore::default();
@@ -279,42 +322,12 @@ impl Walk<'_> {
             let mut nodes = Vec::with_capacity(NODES_MAX + 1);
             nodes.push(lookup.node);
             nodes.extend_from_slice(&self.nodes[first..=last]);
-            let mut view = abi::ggml_graph_view(self.graph, 0, 0);
-            view.nodes = nodes.as_mut_ptr();
-            view.n_nodes = std::ffi::c_int::try_from(nodes.len()).unwrap_or(0);
-            if (*self.graph).uid != 0 {
-                // A range that no other part has: its end comes first.
-                view.uid = super::part_uid((*self.graph).uid, last, first);
-            }
-            let inner = self.context.inner;
-            status(sys::ggml_backend_graph_compute_async(inner, (&raw mut view).cast()))
+            // A range that no other part has: its end comes first.
+            let uid = match (*self.graph).uid {
+                0 => 0,
+                uid => part_uid(uid, last, first),
+            };
+            launch_nodes(self.context, self.graph, &mut nodes, uid)
         }
     }
-}
-
-/// Whether nodes write what they could not be computed with again, or a choice that is still read.
-///
-/// # Safety
-/// Nodes of a live graph, which have memory.
-unsafe fn overlap(nodes: &[*mut Tensor], ids: *mut Tensor) -> bool {
-    let span = |tensor: *const Tensor| {
-        // SAFETY: the caller's promise.
-        let (at, bytes) = unsafe { ((*tensor).data as usize, sys::ggml_nbytes(tensor)) };
-        (at, at + bytes)
-    };
-    let is_of = |tensor: *const Tensor| {
-        // SAFETY: as above.
-        let owner = unsafe { graph::base(tensor) };
-        nodes.iter().any(|&node| node.cast_const() == owner)
-    };
-    // SAFETY: as above.
-    let computes = |node: &&*mut Tensor| unsafe {
-        !graph::is_view_op((***node).op) && (***node).flags & TENSOR_FLAG_COMPUTE != 0
-    };
-    let written: Vec<_> = nodes.iter().filter(computes).map(|&node| span(node)).collect();
-    // SAFETY: as above.
-    let sources = nodes.iter().flat_map(|&node| unsafe { (*node).src });
-    let read = sources.filter(|source| !source.is_null() && !is_of(*source)).chain([ids]);
-    let mut read = read.map(|source| span(source));
-    read.any(|(from, to)| written.iter().any(|&(begin, end)| from < end && begin < to))
 }

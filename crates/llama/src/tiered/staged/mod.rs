@@ -18,9 +18,12 @@ mod ahead;
 mod assist;
 mod cells;
 mod early;
+mod late;
+mod launch;
 mod matrices;
 mod passes;
 mod stage;
+mod uploads;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -32,13 +35,14 @@ pub(super) use stage::Stage;
 use self::ahead::Asked;
 use self::assist::Shared;
 use self::cells::Held;
-use super::compute::{self, Restore, STOPPED, Stop, Use, status};
+use self::launch::{launch, launch_nodes};
+use self::uploads::{begin, begin_uploads};
+use super::compute::{self, Restore, STOPPED, Stop, Use};
 use super::device::BackendContext;
 use super::group::Stream;
-use super::passes::Descriptions;
 use super::predict::Router;
-use super::{PartCopy, Place, Residency, Routing, StreamKind, StreamMemory, Uploads, graph};
-use crate::abi::{self, Graph, Tensor};
+use super::{Routing, StreamKind, graph};
+use crate::abi::{Graph, Tensor};
 
 /// Computes `graph` on the wrapped backend, without waiting for its end.
 ///
@@ -78,44 +82,6 @@ pub(super) unsafe fn graph(
         };
         walk.run()
     }
-}
-
-/// Puts nodes `from..to` into the compute stream. `is_stable` if they read the same addresses each
-/// time.
-///
-/// # Safety
-/// As [`graph`].
-unsafe fn launch(
-    context: &BackendContext,
-    graph: *mut Graph,
-    (from, to): (usize, usize),
-    is_stable: bool,
-) -> Result<(), Stop> {
-    // SAFETY: the caller's promise; the range lies within the graph.
-    unsafe {
-        let nodes = graph::nodes(graph);
-        if nodes[from..to].iter().all(|node| graph::is_view_op((**node).op)) {
-            return Ok(());
-        }
-        let index = |i| std::ffi::c_int::try_from(i).unwrap_or(std::ffi::c_int::MAX);
-        let mut view = abi::ggml_graph_view(graph, index(from), index(to));
-        // So that the backend knows a part of a graph again without comparing its nodes, where what
-        // we put in place of its sources is the same each time.
-        if (*graph).uid != 0 && is_stable {
-            view.uid = part_uid((*graph).uid, from, to);
-        }
-        status(sys::ggml_backend_graph_compute_async(context.inner, (&raw mut view).cast()))
-    }
-}
-
-/// Names a part of a graph: the finaliser of `SplitMix64` (Steele, Lea, Flood: "Fast splittable
-/// pseudorandom number generators", 2014) over the graph's name and the range. Never 0.
-fn part_uid(graph: u64, from: usize, to: usize) -> u64 {
-    let mut z = graph.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((from as u64) << 32 | to as u64);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    // Graphs of llama.cpp count from 1: they never have the top bit.
-    (z ^ (z >> 31)) | 1 << 63
 }
 
 /// The way through one graph.
@@ -163,6 +129,15 @@ struct Layer {
     remapped: *mut Tensor,
     /// What the CPU computes of it.
     shared: Option<Shared>,
+}
+
+/// The products of a layer that are done together.
+struct Whole {
+    steps: passes::Steps,
+    /// The node of the last one.
+    down: usize,
+    /// What is to be computed before them.
+    others: Vec<*mut Tensor>,
 }
 
 impl Layer {
@@ -284,6 +259,7 @@ impl Walk<'_> {
                 (*node).src[0] = slots.tensor;
                 (*node).src[2] = state.remapped;
                 if state.shared.as_ref().is_some_and(|shared| shared.down == i) {
+                    self.launch_to(i + 1)?;
                     return self.finish_shared(layer);
                 }
                 return Ok(());
@@ -292,7 +268,12 @@ impl Walk<'_> {
             self.launch_to(i)?;
             let one = passes::Product { node, part, slots: slots.tensor };
             let (steps, parts, end) = match self.all_steps(layer, ids) {
-                Some((steps, down)) => (steps, self.stream.memory.parts_of_layer(layer), down),
+                Some(Whole { steps, down, mut others }) => {
+                    if !others.is_empty() {
+                        launch_nodes(self.context, self.graph, &mut others, 0)?;
+                    }
+                    (steps, self.stream.memory.parts_of_layer(layer), down)
+                }
                 None => (passes::Steps::One(one), 1 << part, i),
             };
             let is_done = end > i;
@@ -344,9 +325,8 @@ impl Walk<'_> {
         }
     }
 
-    /// All products of a layer, and the node of the last one, if nothing lies between them but the
-    /// gate.
-    unsafe fn all_steps(&self, layer: u32, ids: *mut Tensor) -> Option<(passes::Steps, usize)> {
+    /// All products of a layer, if [`Walk::recognise`] does.
+    unsafe fn all_steps(&self, layer: u32, ids: *mut Tensor) -> Option<Whole> {
         // SAFETY: as `run`.
         unsafe {
             let found = self.recognise(layer, ids)?;
@@ -360,7 +340,7 @@ impl Walk<'_> {
                 glu: found.glu,
                 down: product(self.nodes[found.down], assist::DOWN)?,
             };
-            Some((steps, found.down))
+            Some(Whole { steps, down: found.down, others: found.others })
         }
     }
 
@@ -374,16 +354,20 @@ impl Walk<'_> {
             let bytes = sys::ggml_nbytes(ids);
             let raw = self.stage.raw(bytes)?;
             let early = self.can_be_early(i, layer, ids);
+            let mut shared = self.may_share(layer, ids)?;
             if early.is_none() {
-                sys::ggml_backend_tensor_get_async(self.context.inner, ids, raw.cast(), 0, bytes);
+                let inner = self.context.inner;
+                sys::ggml_backend_tensor_get_async(inner, ids, raw.cast(), 0, bytes);
+                if let Some(shared) = &shared {
+                    shared.read_input(inner);
+                }
             }
-            let mut shared = self.read_input(layer, ids)?;
             // While the device computes.
             self.book()?;
             self.copy_ahead(layer)?;
             match early {
                 Some(last) => {
-                    self.launch_early((i, last), layer, ids, raw)?;
+                    self.launch_early((i, last), layer, (ids, raw), shared.as_ref())?;
                     self.wait_for_choice();
                 }
                 None => self.wait(),
@@ -401,12 +385,15 @@ impl Walk<'_> {
             scratch.slots.clear();
             let are_there =
                 residency.device_slots(layer, &scratch.needed, parts, &mut scratch.slots);
-            let is_done = n_tokens == 1 && self.was_right(layer, early.is_some(), are_there);
+            if n_tokens == 1 {
+                self.note_choice(layer, are_there);
+            }
             if are_there {
                 self.stage.cells.forget();
                 self.deferred = Some((layer, Deferred::Booking));
-                let mut state = Layer { is_done, ..Layer::new(layer, ids, true) };
-                if let Some(last) = early.filter(|_| is_done) {
+                let done = early.filter(|_| self.was_right(layer));
+                let mut state = Layer { is_done: done.is_some(), ..Layer::new(layer, ids, true) };
+                if let Some(last) = done {
                     self.start = last + 1;
                 } else {
                     if n_tokens == 1 && early.is_none() {
@@ -423,38 +410,51 @@ impl Walk<'_> {
             let routing = Routing { ids: &scratch.ids, n_used };
             residency.routed(layer, routing);
             let fits = scratch.needed.len() <= residency.device_capacity(layer);
-            if fits {
-                // What was expected of it is in the wrong place.
-                self.stage.cells.forget();
-                self.deferred = Some((layer, Deferred::Noting));
+            let mut state = Layer::new(layer, ids, fits);
+            if !fits {
+                self.layer = Some(state);
+                return Ok(());
             }
-            let mut remapped = std::ptr::null_mut();
-            if fits {
-                if let Some(shared) = &mut shared {
-                    residency.host_share(layer, &scratch.needed, &mut shared.experts);
-                    let host = &shared.experts;
-                    scratch.needed.retain(|expert| host.binary_search(expert).is_err());
-                }
-                let slots = &mut scratch.slots;
-                residency.device_experts(layer, &scratch.needed, parts, slots)?;
-                // Nothing that is under way reads the table, and behind the copies it would be late.
-                remapped = self.remap(layer, (n_used, n_tokens), Stage::set_ahead)?;
-                let Stream { memory, residency, .. } = &mut *self.stream;
-                begin_uploads(self.stage, memory, residency.as_mut())?;
-                // Before what waits for the copies.
-                if n_tokens == 1 && early.is_none() {
-                    self.ask_ahead(layer, n_used, x)?;
-                }
+            // What was expected of it is in the wrong place.
+            self.stage.cells.forget();
+            self.deferred = Some((layer, Deferred::Noting));
+            if let Some(shared) = &mut shared {
+                residency.host_share(layer, &scratch.needed, &mut shared.experts);
+                let host = &shared.experts;
+                scratch.needed.retain(|expert| host.binary_search(expert).is_err());
+            }
+            residency.device_experts(layer, &scratch.needed, parts, &mut scratch.slots)?;
+            let is_right = early.is_some() && self.was_right(layer);
+            if !is_right {
+                // What is under way reads nothing of the table, and behind the copies it would be late.
+                state.remapped = self.remap(layer, (n_used, n_tokens), Stage::set_ahead)?;
+            }
+            self.stage.forget_arrivals();
+            let Stream { memory, residency, .. } = &mut *self.stream;
+            begin_uploads(self.stage, memory, residency.as_mut(), early.is_some())?;
+            if let Some(shared) = shared.as_mut().filter(|shared| !shared.experts.is_empty()) {
+                let Shared { experts, slots, .. } = shared;
+                residency.experts(layer, experts, parts, slots)?;
+            }
+            // Before what waits for the copies.
+            if n_tokens == 1 && early.is_none() {
+                self.ask_ahead(layer, n_used, x)?;
+            }
+            let whole = self.recognise(layer, ids).filter(|_| early.is_some() && !is_right);
+            if let Some(whole) = &whole {
+                self.launch_late(layer, whole, state.remapped)?;
+            } else if !is_right {
                 self.stage.compute_after_copies(self.context);
                 self.stage.compute_after_admission(self.context, layer);
-                let residency = &mut self.stream.residency;
-                if let Some(shared) = &mut shared {
-                    let Shared { experts, slots, .. } = shared;
-                    residency.experts(layer, experts, parts, slots)?;
-                }
             }
-            let shared = shared.filter(|shared| fits && !shared.experts.is_empty());
-            self.layer = Some(Layer { remapped, shared, ..Layer::new(layer, ids, fits) });
+            let done = early.filter(|_| is_right || whole.is_some());
+            state.is_done = done.is_some();
+            state.shared = shared.filter(|shared| !shared.experts.is_empty());
+            self.layer = Some(state);
+            if let Some(last) = done {
+                self.start = last + 1;
+                self.finish_shared(layer)?;
+            }
             Ok(())
         }
     }
@@ -511,89 +511,4 @@ impl Walk<'_> {
             Ok(table)
         }
     }
-}
-
-/// Puts the copies that were asked for into the copy stream.
-///
-/// # Safety
-/// The slots that are copied to are read by nothing that is still to be computed.
-unsafe fn begin_uploads(
-    stage: &mut Stage,
-    memory: &StreamMemory,
-    residency: &mut dyn Residency,
-) -> Result<(), Stop> {
-    let mut copies = std::mem::take(&mut stage.copies);
-    let result = loop {
-        copies.clear();
-        let more = match residency.uploads(&mut copies) {
-            Ok(more) => more,
-            Err(error) => break Err(error.into()),
-        };
-        for copy in &copies {
-            // SAFETY: the caller's promise.
-            unsafe { begin(stage, memory, copy)? };
-        }
-        match more {
-            Uploads::Done => break Ok(()),
-            Uploads::More => {}
-            Uploads::Full => {
-                // SAFETY: a live backend.
-                unsafe { sys::ggml_backend_synchronize(stage.copier) };
-                residency.uploaded();
-            }
-        }
-    };
-    stage.copies = copies;
-    result
-}
-
-/// Puts one copy into the copy stream.
-///
-/// # Safety
-/// As [`begin_uploads`].
-unsafe fn begin(stage: &Stage, memory: &StreamMemory, copy: &PartCopy) -> Result<(), Stop> {
-    let PartCopy { layer, part, .. } = *copy;
-    let lost = || Stop::Internal(format!("a copy to no slot: {copy:?}"));
-    let front = memory.front(stage.device).ok_or_else(lost)?;
-    let of = front.part(layer, part).ok_or_else(lost)?;
-    let host = |slot| memory.host_slot(layer, part, slot).ok_or_else(lost);
-    let device = |slot: u32| {
-        // SAFETY: a live tensor.
-        let n_slots = unsafe { (&(*of.tensor).ne)[2] };
-        let is_there = i64::from(slot) < n_slots;
-        is_there.then(|| (of.tensor, slot as usize * of.bytes)).ok_or_else(lost)
-    };
-    let transit = |slot: u32| {
-        let place = front.transit().and_then(|transit| transit.place(part, slot, of.bytes));
-        place.map(|(lane, at)| (lane.tensor, at)).ok_or_else(lost)
-    };
-    let (copier, bytes) = (stage.copier, of.bytes);
-    // SAFETY: slots have the bytes of one slice.
-    unsafe {
-        match (copy.from, copy.to) {
-            (Place::Host(from), to @ (Place::Device(slot) | Place::Transit(slot))) => {
-                let is_own = matches!(to, Place::Device(_));
-                let (tensor, at) = if is_own { device(slot)? } else { transit(slot)? };
-                sys::ggml_backend_tensor_set_async(copier, tensor, host(from)?.cast(), at, bytes);
-            }
-            (Place::Device(from), Place::Host(to)) => {
-                let ((tensor, at), to) = (device(from)?, host(to)?.cast_mut().cast());
-                sys::ggml_backend_tensor_get_async(copier, tensor, to, at, bytes);
-            }
-            (Place::Transit(from), Place::Device(to)) => {
-                let ctx = Descriptions::new()?;
-                let span = |(owner, at): (*mut Tensor, usize)| {
-                    let n = i64::try_from(bytes).unwrap_or(i64::MAX);
-                    let span = sys::ggml_new_tensor_1d(ctx.as_ptr(), sys::GGML_TYPE_I8, n);
-                    (*span).buffer = (*owner).buffer;
-                    (*span).data = (*owner).data.cast::<u8>().add(at).cast();
-                    span
-                };
-                let (from, to) = (span(transit(from)?), span(device(to)?));
-                sys::ggml_backend_tensor_copy_async(copier, copier, from, to);
-            }
-            _ => return Err(lost()),
-        }
-    }
-    Ok(())
 }

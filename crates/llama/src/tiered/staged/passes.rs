@@ -323,12 +323,7 @@ unsafe fn keep_input(
     // SAFETY: the caller's promise.
     unsafe {
         let (x, output) = (steps.input(), steps.output());
-        let span = |t: *mut Tensor| {
-            let start = (*t).data as usize;
-            start..start + sys::ggml_nbytes(t)
-        };
-        let (read, written) = (span(x), span(output));
-        if read.start >= written.end || written.start >= read.end {
+        if !graph::write_over(&[output], &[x]) {
             return Ok(None);
         }
         let ctx = Descriptions::new()?;

@@ -13,6 +13,7 @@ use super::ahead::Ahead;
 use super::assist::Assist;
 use super::cells::Cells;
 use super::early::Early;
+use super::late::Late;
 use super::passes::{Rows, TableMemory};
 use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
 use crate::threads::Threadpool;
@@ -61,6 +62,9 @@ pub(in super::super) struct Stage {
     zeros: Pinned,
     pub(super) ahead: Ahead,
     pub(super) early: Early,
+    pub(super) late: Late,
+    /// Experts that are copied for the layer at hand, each with an event behind its last copy.
+    pub(super) arrivals: Vec<(u32, Event)>,
     /// Between the products of a pass.
     pub(super) pass: PassScratch,
     /// The tables of the groups of a layer.
@@ -116,6 +120,8 @@ impl Stage {
                 zeros: Pinned::new(inner),
                 ahead: Ahead::new(inner),
                 early: Early::new(inner),
+                late: Late::default(),
+                arrivals: Vec::new(),
                 pass: PassScratch::default(),
                 table_memory: TableMemory::default(),
                 rows: Rows::default(),
@@ -153,17 +159,38 @@ impl Stage {
     /// # Safety
     /// As above.
     pub(super) unsafe fn end_admission(&mut self, layer: u32) {
-        // SAFETY: a device of ggml's; the event is freed in `Drop`.
-        unsafe {
-            let event = match self.spare.pop() {
-                Some(event) => event,
-                None => sys::ggml_backend_event_new(self.inner),
-            };
-            if !event.is_null() {
-                sys::ggml_backend_event_record(event, self.copier);
-                self.admitted.push((layer, event));
-            }
+        let event = self.event();
+        if !event.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_event_record(event, self.copier) };
+            self.admitted.push((layer, event));
         }
+    }
+
+    /// An event that nothing is recorded for; null where the device has none.
+    fn event(&mut self) -> Event {
+        // SAFETY: a device of ggml's; the event is freed in `Drop`.
+        self.spare.pop().unwrap_or_else(|| unsafe { sys::ggml_backend_event_new(self.inner) })
+    }
+
+    /// A copy of an expert for the layer at hand was begun.
+    ///
+    /// # Safety
+    /// As above.
+    pub(super) unsafe fn note_arrival(&mut self, expert: u32) {
+        let known = self.arrivals.iter().find(|&&(of, _)| of == expert).copied();
+        let (_, event) = known.unwrap_or_else(|| {
+            let new = (expert, self.event());
+            self.arrivals.push(new);
+            new
+        });
+        // SAFETY: the caller's promise.
+        unsafe { record(event, self.copier) };
+    }
+
+    /// Nobody waits for what was begun any more.
+    pub(super) fn forget_arrivals(&mut self) {
+        self.spare.extend(self.arrivals.drain(..).map(|(_, event)| event).filter(|e| !e.is_null()));
     }
 
     /// What is launched from now on waits for copies that were admitted to this layer.
@@ -365,7 +392,8 @@ impl Drop for Stage {
             sys::ggml_backend_synchronize(self.beside);
             sys::ggml_backend_synchronize(self.copier);
             let single = [self.copied, self.launched, self.written];
-            let admitted = self.admitted.drain(..).map(|(_, event)| event);
+            let admitted = self.admitted.drain(..).chain(self.arrivals.drain(..));
+            let admitted = admitted.map(|(_, event)| event);
             for event in single
                 .into_iter()
                 .chain(self.arrived.drain(..))
