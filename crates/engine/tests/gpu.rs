@@ -136,6 +136,24 @@ fn check_experts(name: &str, path: &Path, is_plain: bool, n_gpus: usize) {
     }
 }
 
+/// What the GPU looks up by itself outlives the prompts between answers.
+#[test]
+fn a_second_prompt() {
+    let _alone = alone();
+    let path = demo("demo-moe-54m-q4_k_m.gguf");
+    // Few enough choices that most experts of a micro-batch have slots.
+    let few = |base| LoadOptions { ubatch_tokens: Some(16), ..base };
+    let expected = expected(&path, &few(options(FlashAttention::On)), PROMPT);
+    let options = not_all(&path, few(emulated(FlashAttention::On)));
+    let mut model = loaded(&path, &options);
+    for turn in ["first", "second", "third"] {
+        let early = |loaded: &Loaded| stats(loaded).device.map_or(0, |device| device.early_rightly);
+        let before = early(&model);
+        assert_same(&logits(&mut model, PROMPT), &expected, turn);
+        assert!(early(&model) > before, "{turn}");
+    }
+}
+
 /// Compares a dense model with a part of it there, and the rest in memory or on the drive.
 fn check_dense(name: &str, path: &Path, n_gpus: usize) {
     let _alone = alone();

@@ -27,6 +27,9 @@ pub(super) struct Front {
     /// Remapped expert ids, one table per layer, with room for `ids_max`.
     ids: HashMap<u32, *mut Tensor>,
     ids_max: i64,
+    /// By layer: where its experts are, and what a token's are found at.
+    finders: HashMap<u32, Finder>,
+    n_used_max: i64,
     /// What matrices pass through: bytes, as ggml sees them.
     ring: Option<*mut Tensor>,
     /// Stand-ins for streamed matrices, by the matrix's index; their data is set at each use.
@@ -42,6 +45,15 @@ pub(super) struct Matrix {
     pub(super) bytes: usize,
     /// With the room behind it that kernels read too (they multiply it with zero).
     pub(super) padded_bytes: usize,
+}
+
+/// For slots that the device looks up by itself.
+#[derive(Clone, Copy)]
+pub(super) struct Finder {
+    /// The slot of each expert: `[1, n_experts]`.
+    pub(super) table: *mut Tensor,
+    /// The slots of a token's choice, with room for as many as any layer uses.
+    pub(super) found: *mut Tensor,
 }
 
 struct Layer {
@@ -75,7 +87,8 @@ impl Front {
         // SAFETY: a context for descriptions only; freed in `Drop`.
         let ctx = unsafe {
             sys::ggml_init(sys::ggml_init_params {
-                mem_size: sys::ggml_tensor_overhead() * (weights.len() + n_layers + 5 + PARTS_MAX),
+                mem_size: sys::ggml_tensor_overhead()
+                    * (weights.len() + 3 * n_layers + 5 + PARTS_MAX),
                 mem_buffer: std::ptr::null_mut(),
                 no_alloc: true,
             })
@@ -88,6 +101,8 @@ impl Front {
             layers: spec.device_slots.iter().map(layer).collect(),
             ids: HashMap::new(),
             ids_max: i64::try_from(spec.n_used_max * spec.n_ubatch).unwrap_or(i64::MAX).max(1),
+            finders: HashMap::new(),
+            n_used_max: i64::try_from(spec.n_used_max).unwrap_or(i64::MAX).max(1),
             ring: None,
             matrices: HashMap::new(),
             transit: None,
@@ -163,6 +178,11 @@ impl Front {
                 let ids = sys::ggml_new_tensor_1d(ctx, sys::GGML_TYPE_I32, self.ids_max);
                 self.place(device, ids)?;
                 self.ids.insert(layer, ids);
+                let table = sys::ggml_new_tensor_2d(ctx, sys::GGML_TYPE_I32, 1, ne[2]);
+                let found = sys::ggml_new_tensor_1d(ctx, sys::GGML_TYPE_I32, self.n_used_max);
+                self.place(device, table)?;
+                self.place(device, found)?;
+                self.finders.insert(layer, Finder { table, found });
             }
             let bytes = (*tensor).nb[2];
             let buft = sys::ggml_backend_dev_buffer_type(device.inner);
@@ -268,6 +288,11 @@ impl Front {
             (*matrix.tensor).data = (*ring).data.cast::<u8>().add(offset).cast();
         }
         Some(matrix.tensor)
+    }
+
+    /// What the device looks slots of a layer up in.
+    pub(super) fn finder(&self, layer: u32) -> Option<Finder> {
+        self.finders.get(&layer).copied()
     }
 
     /// The table for a layer's remapped ids.

@@ -21,6 +21,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::super::StreamKind;
 use super::super::compute::{Restore, Stop};
+use super::super::front::Finder;
 use super::super::graph;
 use super::super::passes::Descriptions;
 use super::Walk;
@@ -103,26 +104,23 @@ impl Drop for Early {
 }
 
 impl Lookup {
-    /// For a choice of `n_used` of `n_experts`. Table and slots lie at the end of `ids`, a table of the
-    /// device, behind as many others; `None` if that has no room for them.
+    /// For a choice of `n_used`; `None` if the device has no room for so many.
     ///
     /// # Safety
-    /// `ids` outlives it.
-    unsafe fn new(ids: *mut Tensor, (n_experts, n_used): (usize, usize)) -> Option<Lookup> {
+    /// The finder's tensors outlive it.
+    unsafe fn new(Finder { table, found: room }: Finder, n_used: usize) -> Option<Lookup> {
         let ctx = Descriptions::new().ok()?;
-        let (c, len) = (ctx.as_ptr(), |n: usize| i64::try_from(n).unwrap_or(i64::MAX));
+        let c = ctx.as_ptr();
         // SAFETY: described, then given memory that is theirs.
         unsafe {
-            let end = sys::ggml_backend_buffer_get_size((*ids).buffer);
-            let below = |end: usize, n: usize| Some((end.checked_sub(4 * n)? / 64) * 64);
-            let table_at = below(end, n_experts)?;
-            let found_at = below(table_at, n_used).filter(|&at| at >= 4 * n_used)?;
-            let table = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, 1, len(n_experts));
-            let found = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, len(n_used), 1);
+            if n_used > graph::dim(room, 0) {
+                return None;
+            }
+            let n = i64::try_from(n_used).unwrap_or(i64::MAX);
+            let found = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_I32, n, 1);
             let node = sys::ggml_get_rows(c, table, found);
-            for (tensor, at) in [(table, table_at), (found, found_at), (node, found_at)] {
-                (*tensor).buffer = (*ids).buffer;
-                (*tensor).data = (*ids).data.cast::<u8>().add(at).cast();
+            for tensor in [found, node] {
+                ((*tensor).buffer, (*tensor).data) = ((*room).buffer, (*room).data);
             }
             (*node).flags |= TENSOR_FLAG_COMPUTE;
             Some(Lookup { _ctx: ctx, table, node, found })
@@ -159,10 +157,7 @@ impl Walk<'_> {
                 return None;
             }
             if state.lookup.is_none() {
-                let slots = front.ids(layer)?;
-                // The weights have one slice for each that the router chooses from.
-                let n_experts = graph::dim((*self.nodes[first]).src[0], 2);
-                state.lookup = Lookup::new(slots, (n_experts, graph::dim(ids, 0)));
+                state.lookup = Lookup::new(front.finder(layer)?, graph::dim(ids, 0));
             }
             state.lookup.as_ref()?;
             let last = self.last_product(first, layer, ids)?;
