@@ -147,6 +147,11 @@ impl Walk<'_> {
             let range = gate.min(up)..down;
             let (gate, up) = (node(gate), node(up));
             let own = [gate, up, glu];
+            // Nothing else that streams: it would have to be brought first.
+            let n_streamed = self.uses.iter().filter(|usage| range.contains(&usage.node)).count();
+            if n_streamed != 2 {
+                return None;
+            }
             let between = self.nodes.get(range)?.iter().copied();
             let others: Vec<*mut Tensor> =
                 between.filter(|node| !own.contains(node) && graph::is_computed(*node)).collect();
