@@ -440,7 +440,8 @@ impl Walk<'_> {
             if n_tokens == 1 && early.is_none() {
                 self.ask_ahead(layer, n_used, x)?;
             }
-            let whole = self.recognise(layer, ids).filter(|_| early.is_some() && !is_right);
+            let is_late = early.is_some() && !is_right;
+            let whole = if is_late { self.recognise(layer, ids) } else { None };
             if let Some(whole) = &whole {
                 self.launch_late(layer, whole, state.remapped)?;
             } else if !is_right {
