@@ -11,6 +11,7 @@
 //! `prompts` (lengths, divided by `/`); `assist` (1: the CPU computes
 //! in place); `speculate` (0: no guesses); `trace` (a file); `dump` (a file for the logits
 //! behind a prompt); `profile` (a folder for what is measured of the machine; else rates are assumed);
+//! `chunk` and `depth` (reads are split into pieces of so many KiB, so many at a time);
 //! `brief` (1: prompts and sampled tokens only).
 //!
 //! Each round is a prompt of its own and tokens sampled with a seed of its own, the same in all
@@ -18,10 +19,12 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use hypura_engine::llama::{self, BatchToken, Gpu, Layout};
 use hypura_engine::{GpuChoice, LoadOptions, Loaded, StreamStats, load, load_baseline, plan_only};
+use hypura_io as io;
 use serde_json::{Value, json};
 use sha2::Digest;
 
@@ -92,6 +95,21 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         trace: case.text("trace").map(Into::into),
         ..LoadOptions::default()
     };
+    if case.text("chunk").or(case.text("depth")).is_some() {
+        let plain = io::PoolConfig::default();
+        let threads = case.number("depth").and_then(|n| n.try_into().ok()).unwrap_or(plain.threads);
+        let chunk = case.number("chunk").and_then(|kib| usize::try_from(kib << 10).ok());
+        let config = io::PoolConfig {
+            threads,
+            read_ahead_threads: threads.saturating_sub(1).max(1),
+            chunk_bytes: chunk.unwrap_or(plain.chunk_bytes),
+            ..plain
+        };
+        options.reader = Arc::new(move || {
+            let pool = io::PreadPool::new(config).map_err(|error| error.to_string())?;
+            Ok(Box::new(pool))
+        });
+    }
     if options.gpu_slots_max.is_some() && options.ubatch_tokens.is_none() {
         // As plain llama.cpp.
         let plain = LoadOptions { gpu_slots_max: None, ..options.clone() };
@@ -164,7 +182,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
     let mut decode = Vec::new();
     let mut sampled = sha2::Sha256::new();
     let mut before = loaded.stream_stats();
-    for round in 0..warm + rounds {
+    for round in 0..if n_tokens == 0 { 0 } else { warm + rounds } {
         if round == warm {
             before = loaded.stream_stats();
         }
@@ -177,6 +195,15 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         let first = i32::try_from(tokens.len()).unwrap_or(0);
         let begin = Instant::now();
         for (pos, _) in (first..).zip(0..n_tokens) {
+            if std::env::var_os("HYPURA_READLOG").is_some() {
+                eprintln!(
+                    "STEP {}",
+                    std::time::SystemTime::now()
+                        .duration_since(std::time::UNIX_EPOCH)
+                        .unwrap()
+                        .as_nanos()
+                );
+            }
             let token = sample(&mut loaded, &mut random)?;
             sampled.update(token.to_le_bytes());
             step(&mut loaded, token, pos)?;
@@ -200,7 +227,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "greedy": greedy,
         "logits": hash,
         "sampled": short(sampled),
-        "decode_ms": spread(&decode[warm..]),
+        "decode_ms": spread(decode.get(warm..).unwrap_or(&[])),
         "forced_ms": (!is_brief).then(|| spread(&forced)),
         "forced_missed": missed,
         "guesses": [now.ahead.begun - before.ahead.begun, now.ahead.begun_right - before.ahead.begun_right],

@@ -475,7 +475,7 @@ unsafe extern "C" fn init_backend(dev: Dev, params: *const c_char) -> Backend {
         };
         let Some(device) = device.this.upgrade() else { return null_mut() };
         let stage = stage.map(|stage| {
-            device.shared.add_copier(stage.copier());
+            device.shared.add_copiers(stage.copiers());
             Mutex::new(stage)
         });
         let iface = if stage.is_some() { STAGED_BACKEND } else { BACKEND };
@@ -503,7 +503,7 @@ unsafe extern "C" fn backend_free(backend: Backend) {
         sys::ggml_backend_synchronize(context.inner);
         if let Some(stage) = context.stage.take() {
             let stage = stage.into_inner().unwrap_or_else(PoisonError::into_inner);
-            context.device.shared.remove_copier(stage.copier());
+            context.device.shared.remove_copiers(stage.copiers());
         }
         sys::ggml_backend_free(context.inner);
     }

@@ -48,15 +48,16 @@ impl Shared {
         !self.is_loaded.load(Ordering::Relaxed)
     }
 
-    /// A device has a stream of copies from now on.
-    pub(super) fn add_copier(&self, copier: Backend) {
-        self.copiers.lock().unwrap_or_else(PoisonError::into_inner).push(Copier(copier));
+    /// A device has streams of copies from now on.
+    pub(super) fn add_copiers(&self, copiers: [Backend; 2]) {
+        let mut all = self.copiers.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(copiers.map(Copier));
     }
 
-    /// The stream is about to be freed.
-    pub(super) fn remove_copier(&self, copier: Backend) {
-        let mut copiers = self.copiers.lock().unwrap_or_else(PoisonError::into_inner);
-        copiers.retain(|other| other.0 != copier);
+    /// The streams are about to be freed.
+    pub(super) fn remove_copiers(&self, copiers: [Backend; 2]) {
+        let mut all = self.copiers.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|other| !copiers.contains(&other.0));
     }
 
     /// Waits for the copies of all devices: they share the slots in host memory.

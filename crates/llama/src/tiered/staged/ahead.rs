@@ -248,7 +248,7 @@ impl Walk<'_> {
             copies.clear();
             residency.guessed(&mut copies);
             for copy in &copies {
-                super::begin(self.stage, memory, copy)?;
+                super::begin(self.stage, self.stage.copier, memory, copy)?;
             }
             if !copies.is_empty() {
                 self.stage.end_admission(layer);

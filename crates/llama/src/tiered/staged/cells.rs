@@ -80,6 +80,13 @@ impl Cells {
         n_free * self.per_cell()
     }
 
+    /// A slot of a cell that holds nothing: the first, the second, ... of them.
+    pub(super) fn free_slot(&self, n: u32) -> Option<u32> {
+        let mut free = (0..).zip(&self.cells).filter(|(_, cell)| cell.held.is_none());
+        let (cell, _) = free.nth(n.checked_div(self.per_cell)? as usize)?;
+        Some(self.first_slot(cell) + n % self.per_cell)
+    }
+
     /// Those that hold these parts of experts of a layer, in the order in which they were filled, and
     /// what. What others hold is not wanted any more.
     pub(super) fn holding(&mut self, layer: u32, parts: u8) -> Vec<(usize, Held)> {
@@ -127,21 +134,22 @@ impl Stage {
         let cell = self.cells.next;
         let lost = || Stop::Internal("experts pass through no cell".into());
         let first_slot = self.cells.first_slot(cell);
-        let Cell { computed, was_computed, .. } = self.cells.cells.get(cell).ok_or_else(lost)?;
+        let next = self.cells.cells.get_mut(cell).ok_or_else(lost)?;
+        next.held = Some(held.clone());
+        let (computed, was_computed) = (next.computed, next.was_computed);
         // SAFETY: the caller's promise; the cell's last reader is launched.
         unsafe {
-            if *was_computed {
-                wait(self.copier, *computed);
+            if was_computed {
+                wait(self.copier, computed);
             }
+            self.copy_after_sunk();
             residency.pass(held.layer, &held.experts, held.parts, first_slot)?;
             begin_uploads(self, memory, residency, false)?;
             self.end_cell(memory, &held, first_slot)?;
         }
         let n_cells = self.cells.cells.len();
-        let filled = &mut self.cells.cells[cell];
-        filled.held = Some(held);
         // SAFETY: the caller's promise.
-        unsafe { record(filled.brought, self.copier) };
+        unsafe { record(self.cells.cells[cell].brought, self.copier) };
         self.cells.next = (cell + 1) % n_cells;
         Ok(cell)
     }

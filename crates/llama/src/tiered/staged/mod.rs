@@ -22,6 +22,7 @@ mod late;
 mod launch;
 mod matrices;
 mod passes;
+mod sink;
 mod stage;
 mod uploads;
 

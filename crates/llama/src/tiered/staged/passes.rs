@@ -300,7 +300,8 @@ unsafe fn keep_cell(
         unsafe { stage.copy_after_marked() };
     }
     // SAFETY: the caller's promise.
-    let begun = copies.iter().try_for_each(|copy| unsafe { begin(stage, memory, copy) });
+    let begun =
+        copies.iter().try_for_each(|copy| unsafe { begin(stage, stage.copier, memory, copy) });
     if !copies.is_empty() {
         // SAFETY: as above.
         unsafe { stage.end_admission(layer) };

@@ -15,6 +15,7 @@ use super::cells::Cells;
 use super::early::Early;
 use super::late::Late;
 use super::passes::{Rows, TableMemory};
+use super::sink::Sink;
 use crate::abi::{Backend, Buffer, Dev, Event, Tensor};
 use crate::threads::Threadpool;
 
@@ -30,7 +31,9 @@ pub(in super::super) struct Stage {
     /// A backend of the same device whose stream is for copies. Events order it and the computing
     /// one; a device without events does everything at once.
     pub(super) copier: Backend,
-    /// Another one, for tables and choices that must not queue behind experts.
+    /// What goes the other way.
+    pub(super) sink: Sink,
+    /// Another stream, for tables and choices that must not queue behind experts.
     pub(super) beside: Backend,
     /// Recorded behind the last of them.
     written: Event,
@@ -98,10 +101,17 @@ impl Stage {
                 }
                 return None;
             }
+            let sink = Sink::new(inner);
+            let Some(sink) = sink else {
+                sys::ggml_backend_free(copier);
+                sys::ggml_backend_free(beside);
+                return None;
+            };
             let event = || sys::ggml_backend_event_new(inner);
             Some(Stage {
                 device,
                 copier,
+                sink,
                 beside,
                 written: event(),
                 copied: event(),
@@ -131,9 +141,20 @@ impl Stage {
         }
     }
 
-    /// The stream of its copies.
-    pub(in super::super) fn copier(&self) -> Backend {
-        self.copier
+    /// The streams of its copies: to the device, and to host memory.
+    pub(in super::super) fn copiers(&self) -> [Backend; 2] {
+        [self.copier, self.sink.stream()]
+    }
+
+    /// Waits here for all copies.
+    ///
+    /// # Safety
+    /// The stage's streams are alive.
+    pub(super) unsafe fn wait_for_copies(&self) {
+        for copier in self.copiers() {
+            // SAFETY: the caller's promise.
+            unsafe { sys::ggml_backend_synchronize(copier) };
+        }
     }
 
     /// Pinned memory of so many bytes; what it held before must have been used.
@@ -279,7 +300,7 @@ impl Stage {
         usize::try_from(serial % MATRICES_MAX as u64).unwrap_or(0)
     }
 
-    /// Waits until both streams have done what they were given.
+    /// Waits until all streams have done what they were given.
     ///
     /// # Safety
     /// As above.
@@ -287,7 +308,7 @@ impl Stage {
         // SAFETY: the caller's promise.
         unsafe {
             sys::ggml_backend_synchronize(self.beside);
-            sys::ggml_backend_synchronize(self.copier);
+            self.wait_for_copies();
             sys::ggml_backend_synchronize(context.inner);
         }
     }

@@ -6,7 +6,7 @@ use super::super::compute::Stop;
 use super::super::passes::Descriptions;
 use super::super::{PartCopy, Place, Residency, StreamMemory, Uploads};
 use super::stage::Stage;
-use crate::abi::Tensor;
+use crate::abi::{Backend, Tensor};
 
 /// Puts the copies that were asked for into the copy stream; if wanted, with an event behind each
 /// expert's.
@@ -20,6 +20,7 @@ pub(super) unsafe fn begin_uploads(
     notes_arrivals: bool,
 ) -> Result<(), Stop> {
     let mut copies = std::mem::take(&mut stage.copies);
+    stage.sink.begin();
     let result = loop {
         copies.clear();
         let more = match residency.uploads(&mut copies) {
@@ -29,7 +30,10 @@ pub(super) unsafe fn begin_uploads(
         for copy in &copies {
             // SAFETY: the caller's promise.
             unsafe {
-                begin(stage, memory, copy)?;
+                match (copy.from, copy.to) {
+                    (Place::Device(_), Place::Host(_)) => stage.sink(memory, copy)?,
+                    _ => begin(stage, stage.copier, memory, copy)?,
+                }
                 if notes_arrivals && matches!(copy.to, Place::Device(_)) {
                     stage.note_arrival(copy.expert);
                 }
@@ -39,8 +43,8 @@ pub(super) unsafe fn begin_uploads(
             Uploads::Done => break Ok(()),
             Uploads::More => {}
             Uploads::Full => {
-                // SAFETY: a live backend.
-                unsafe { sys::ggml_backend_synchronize(stage.copier) };
+                // SAFETY: live backends.
+                unsafe { stage.wait_for_copies() };
                 residency.uploaded();
             }
         }
@@ -49,12 +53,13 @@ pub(super) unsafe fn begin_uploads(
     result
 }
 
-/// Puts one copy into the copy stream.
+/// Puts one copy into a stream: the copy stream, or that of what sinks.
 ///
 /// # Safety
 /// As [`begin_uploads`].
 pub(super) unsafe fn begin(
     stage: &Stage,
+    stream: Backend,
     memory: &StreamMemory,
     copy: &PartCopy,
 ) -> Result<(), Stop> {
@@ -73,20 +78,23 @@ pub(super) unsafe fn begin(
         let place = front.transit().and_then(|transit| transit.place(part, slot, of.bytes));
         place.map(|(lane, at)| (lane.tensor, at)).ok_or_else(lost)
     };
-    let (copier, bytes) = (stage.copier, of.bytes);
+    let bytes = of.bytes;
     // SAFETY: slots have the bytes of one slice.
     unsafe {
         match (copy.from, copy.to) {
             (Place::Host(from), to @ (Place::Device(slot) | Place::Transit(slot))) => {
                 let is_own = matches!(to, Place::Device(_));
                 let (tensor, at) = if is_own { device(slot)? } else { transit(slot)? };
-                sys::ggml_backend_tensor_set_async(copier, tensor, host(from)?.cast(), at, bytes);
+                sys::ggml_backend_tensor_set_async(stream, tensor, host(from)?.cast(), at, bytes);
             }
-            (Place::Device(from), Place::Host(to)) => {
-                let ((tensor, at), to) = (device(from)?, host(to)?.cast_mut().cast());
-                sys::ggml_backend_tensor_get_async(copier, tensor, to, at, bytes);
+            (from @ (Place::Device(slot) | Place::Transit(slot)), Place::Host(to)) => {
+                let is_own = matches!(from, Place::Device(_));
+                let (tensor, at) = if is_own { device(slot)? } else { transit(slot)? };
+                let to = host(to)?.cast_mut().cast();
+                sys::ggml_backend_tensor_get_async(stream, tensor, to, at, bytes);
             }
-            (Place::Transit(from), Place::Device(to)) => {
+            (from @ Place::Transit(in_cell), Place::Device(own))
+            | (from @ Place::Device(own), Place::Transit(in_cell)) => {
                 let ctx = Descriptions::new()?;
                 let span = |(owner, at): (*mut Tensor, usize)| {
                     let n = i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -95,8 +103,10 @@ pub(super) unsafe fn begin(
                     (*span).data = (*owner).data.cast::<u8>().add(at).cast();
                     span
                 };
-                let (from, to) = (span(transit(from)?), span(device(to)?));
-                sys::ggml_backend_tensor_copy_async(copier, copier, from, to);
+                let (cell, slot) = (span(transit(in_cell)?), span(device(own)?));
+                let rises = matches!(from, Place::Transit(_));
+                let (from, to) = if rises { (cell, slot) } else { (slot, cell) };
+                sys::ggml_backend_tensor_copy_async(stream, stream, from, to);
             }
             _ => return Err(lost()),
         }
