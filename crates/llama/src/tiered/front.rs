@@ -30,6 +30,8 @@ pub(super) struct Front {
     /// By layer: where its experts are, and what a token's are found at.
     finders: HashMap<u32, Finder>,
     n_used_max: i64,
+    /// 0, 1, 2, ...: for kernels that read the number of a slot from memory.
+    numbers: Option<*mut Tensor>,
     /// What matrices pass through: bytes, as ggml sees them.
     ring: Option<*mut Tensor>,
     /// Stand-ins for streamed matrices, by the matrix's index; their data is set at each use.
@@ -88,7 +90,7 @@ impl Front {
         let ctx = unsafe {
             sys::ggml_init(sys::ggml_init_params {
                 mem_size: sys::ggml_tensor_overhead()
-                    * (weights.len() + 3 * n_layers + 5 + PARTS_MAX),
+                    * (weights.len() + 3 * n_layers + 6 + PARTS_MAX),
                 mem_buffer: std::ptr::null_mut(),
                 no_alloc: true,
             })
@@ -103,6 +105,7 @@ impl Front {
             ids_max: i64::try_from(spec.n_used_max * spec.n_ubatch).unwrap_or(i64::MAX).max(1),
             finders: HashMap::new(),
             n_used_max: i64::try_from(spec.n_used_max).unwrap_or(i64::MAX).max(1),
+            numbers: None,
             ring: None,
             matrices: HashMap::new(),
             transit: None,
@@ -130,6 +133,7 @@ impl Front {
                     }
                 }
             }
+            front.add_numbers(device)?;
             if spec.device_transit_slots > 0 {
                 front.add_transit(device, spec.device_transit_slots)?;
             }
@@ -156,6 +160,25 @@ impl Front {
             }
         }
         self.transit = Some(transit);
+        Ok(())
+    }
+
+    /// The numbers of slots, of the layer that has most.
+    unsafe fn add_numbers(&mut self, device: &TieredDevice) -> Result<(), String> {
+        let n_slots = self.layers.iter().map(|layer| layer.slots).max().unwrap_or(0);
+        let values: Vec<i32> = (0..i32::try_from(n_slots).unwrap_or(0)).collect();
+        if values.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: described, given memory, and written before anything reads it.
+        unsafe {
+            let n = i64::from(n_slots);
+            let numbers = sys::ggml_new_tensor_1d(self.ctx.as_ptr(), sys::GGML_TYPE_I32, n);
+            self.place(device, numbers)?;
+            let bytes = std::mem::size_of_val(values.as_slice());
+            sys::ggml_backend_tensor_set(numbers, values.as_ptr().cast(), 0, bytes);
+            self.numbers = Some(numbers);
+        }
         Ok(())
     }
 
@@ -288,6 +311,11 @@ impl Front {
             (*matrix.tensor).data = (*ring).data.cast::<u8>().add(offset).cast();
         }
         Some(matrix.tensor)
+    }
+
+    /// The numbers of slots, from 0: `[n]`.
+    pub(super) fn numbers(&self) -> Option<*mut Tensor> {
+        self.numbers
     }
 
     /// What the device looks slots of a layer up in.

@@ -204,11 +204,12 @@ impl Walk<'_> {
         }
     }
 
-    /// Copies what the scores name that have arrived for `layer`.
+    /// Begins to copy what the scores name that have arrived for `layer`, with an event behind each expert's.
     ///
     /// # Safety
     /// As [`super::graph`].
     pub(super) unsafe fn copy_ahead(&mut self, layer: u32) -> Result<(), Stop> {
+        self.stage.forget_arrivals();
         let Some(asked) = self.asked.take().filter(|asked| asked.layer == layer) else {
             return Ok(());
         };
@@ -249,6 +250,7 @@ impl Walk<'_> {
             residency.guessed(&mut copies);
             for copy in &copies {
                 super::begin(self.stage, self.stage.copier, memory, copy)?;
+                self.stage.note_arrival(copy.expert, copy.part);
             }
             if !copies.is_empty() {
                 self.stage.end_admission(layer);

@@ -26,6 +26,7 @@ use super::super::graph;
 use super::super::passes::Descriptions;
 use super::Walk;
 use super::assist::Shared;
+use super::late::{LateRow, LateRows};
 use super::launch::{launch_nodes, part_uid};
 use super::stage::{record, wait};
 use crate::abi::{Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};
@@ -51,8 +52,6 @@ pub(super) struct Early {
     chosen: Event,
     has_events: bool,
     layers: HashMap<u32, Layer>,
-    /// Of the layer that was launched last: the experts that it lacked then, and their rows.
-    pub(super) late: Vec<(u32, usize)>,
 }
 
 #[derive(Default)]
@@ -87,7 +86,6 @@ impl Early {
             chosen,
             has_events: !routed.is_null() && !chosen.is_null(),
             layers: HashMap::new(),
-            late: Vec::new(),
         }
     }
 }
@@ -143,13 +141,8 @@ impl Walk<'_> {
         let Early { has_events, layers, .. } = &self.stage.early;
         let can_wait = *has_events || self.context.device.is_emulated();
         let state = layers.get(&layer).filter(|_| can_wait)?;
-        let front = self.stream.memory.front(self.stage.device)?;
         // SAFETY: the caller's promise.
-        let is_divisible = || unsafe { self.recognise(layer, ids).is_some() };
-        // Tests want to see the rows of what was missing; what the CPU computes is none of them.
-        let is_exempt = self.context.device.is_emulated() || self.stage.assist.is_some();
-        let is_large = || is_exempt || front.expert_bytes(layer) >= LARGE_BYTES;
-        if state.rate < RATE_MIN && !(is_large() && is_divisible()) {
+        if state.rate < RATE_MIN && !unsafe { self.has_late_rows(layer, ids) } {
             return None;
         }
         let state = self.stage.early.layers.get_mut(&layer)?;
@@ -159,6 +152,7 @@ impl Walk<'_> {
                 return None;
             }
             if state.lookup.is_none() {
+                let front = self.stream.memory.front(self.stage.device)?;
                 state.lookup = Lookup::new(front.finder(layer)?, graph::dim(ids, 0));
             }
             state.lookup.as_ref()?;
@@ -167,6 +161,34 @@ impl Walk<'_> {
             let mut read = graph::read_from_outside(nodes);
             read.push(ids);
             (!graph::write_over(nodes, &read)).then_some(last)
+        }
+    }
+
+    /// Whether what is still missing of `layer`, launched early, is worth being computed row by row.
+    ///
+    /// # Safety
+    /// As [`super::graph`].
+    unsafe fn has_late_rows(&self, layer: u32, ids: *mut Tensor) -> bool {
+        let front = self.stream.memory.front(self.stage.device);
+        let is_large = front.is_some_and(|front| front.expert_bytes(layer) >= LARGE_BYTES);
+        // Tests want to see such rows. What the CPU computes is none of them.
+        let is_exempt = self.context.device.is_emulated() || self.stage.assist.is_some();
+        // SAFETY: the caller's promise.
+        (is_large || is_exempt) && unsafe { self.recognise(layer, ids).is_some() }
+    }
+
+    /// What was begun to be copied by guesses for a `layer` that is about to be launched early: its rows
+    /// come late, or else the launch waits for it.
+    ///
+    /// # Safety
+    /// As [`super::graph`].
+    pub(super) unsafe fn await_guesses(&mut self, layer: u32, ids: *mut Tensor) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !self.stage.arrivals.is_empty() && !self.has_late_rows(layer, ids) {
+                self.stage.compute_after_admission(self.context, layer);
+                self.stage.forget_arrivals();
+            }
         }
     }
 
@@ -211,7 +233,6 @@ impl Walk<'_> {
             sys::ggml_backend_tensor_get_async(beside, ids, raw.cast(), 0, bytes);
             record(self.stage.early.chosen, beside);
             self.ask_ahead(layer, graph::dim(ids, 0), (*self.nodes[first]).src[1])?;
-            self.stage.compute_after_admission(self.context, layer);
             self.launch_products((first, last), layer, ids)
         }
     }
@@ -233,30 +254,38 @@ impl Walk<'_> {
         state.rate += RATE_STEP * (f32::from(u8::from(is_there)) - state.rate);
     }
 
-    /// Whether what is needed of `layer` had the slots in the scratch when it was launched early: then
-    /// it is computed, or about to be.
-    pub(super) fn was_right(&mut self, layer: u32) -> bool {
+    /// What is still to be computed of `layer`, which was launched early: the rows of experts that had
+    /// other slots then than they have in the scratch now, or none. `None` if all must be computed anew.
+    ///
+    /// # Safety
+    /// As [`super::graph`].
+    pub(super) unsafe fn late_rows(&mut self, layer: u32, ids: *mut Tensor) -> Option<LateRows> {
         let scratch = &self.stream.scratch;
-        let Early { layers, late, .. } = &mut self.stage.early;
-        let slots = layers.get(&layer).map_or(&[][..], |state| &state.slots);
-        let had = |expert: u32| slots.get(expert as usize).copied();
-        late.clear();
-        late.extend(scratch.ids.iter().enumerate().filter_map(|(row, id)| {
+        let state = self.stage.early.layers.get(&layer)?;
+        let mut rows = std::mem::take(&mut self.stage.late.rows);
+        rows.clear();
+        rows.extend(scratch.ids.iter().enumerate().filter_map(|(row, id)| {
             let expert = id.unsigned_abs();
             // What is not needed here is computed elsewhere.
             let at = scratch.needed.binary_search(&expert).ok()?;
-            let now = scratch.slots.get(at).and_then(|&slot| i32::try_from(slot).ok());
-            (had(expert) != now).then_some((expert, row))
+            let slot = *scratch.slots.get(at)?;
+            let had = state.slots.get(expert as usize).copied();
+            (had != i32::try_from(slot).ok()).then_some(LateRow { expert, row, slot })
         }));
-        let is_right = late.is_empty();
-        self.stream.residency.computed_early(is_right);
-        is_right
+        self.stream.residency.computed_early(rows.is_empty());
+        // SAFETY: the caller's promise.
+        let whole = if rows.is_empty() { None } else { unsafe { self.recognise(layer, ids) } };
+        if whole.is_none() && !rows.is_empty() {
+            return None;
+        }
+        Some(LateRows { rows, whole })
     }
 
     /// Notes where the experts of a layer are.
     unsafe fn note_slots(&mut self, layer: u32) {
         let parts = self.stream.memory.parts_of_layer(layer);
         let residency = &self.stream.residency;
+        let arrivals = &self.stage.arrivals;
         let Some(state) = self.stage.early.layers.get_mut(&layer) else { return };
         let Some(Lookup { table, .. }) = state.lookup else { return };
         // SAFETY: a live tensor.
@@ -264,6 +293,10 @@ impl Walk<'_> {
         let mut found = Vec::with_capacity(1);
         state.slots.clear();
         state.slots.extend((0..n_experts).map(|expert| {
+            // What is on its way is not there.
+            if arrivals.turn_of(expert).is_some() {
+                return NO_SLOT;
+            }
             found.clear();
             residency.device_slots(layer, &[expert], parts, &mut found);
             found.first().map_or(NO_SLOT, |&slot| i32::try_from(slot).unwrap_or(NO_SLOT))

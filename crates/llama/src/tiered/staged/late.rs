@@ -5,8 +5,8 @@
 //! computed as soon as its expert has arrived, while the next one is copied:
 //!
 //! ```text
-//! copy stream      expert 3 | expert 9                        |
-//! compute stream   all rows | row of 3 | ...      | row of 9  | next router
+//! copy stream      gate, up, down of 3 | gate, up, down of 9              |
+//! compute stream   all rows       | row of 3 | ...         | row of 9     | next router
 //! ```
 //!
 //! Of one token, kernels compute a row of one expert as they do beside rows of others.
@@ -14,56 +14,68 @@
 use llama_cpp_sys_2 as sys;
 
 use super::super::compute::{Stop, status};
+use super::super::graph;
 use super::super::passes::{Descriptions, PassScratch};
 use super::Walk;
+use super::arrivals::Arrived;
 use super::assist::{DOWN, GATE, Shared, UP};
-use super::stage::wait;
+use super::launch::launch_nodes;
 use crate::abi::{TENSOR_FLAG_COMPUTE, Tensor};
 
 /// What lies between a row's products: where the graph has that, something else may lie by now.
 #[derive(Default)]
 pub(super) struct Late {
     between: PassScratch,
+    /// Reused.
+    pub(super) rows: Vec<LateRow>,
+}
+
+/// A row whose expert was not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LateRow {
+    pub(super) expert: u32,
+    pub(super) row: usize,
+    /// Where its expert is, or will be.
+    pub(super) slot: u32,
+}
+
+/// Those of a layer.
+pub(super) struct LateRows {
+    pub(super) rows: Vec<LateRow>,
+    /// The products of the layer, where there are any.
+    pub(super) whole: Option<Shared>,
 }
 
 impl Walk<'_> {
     /// Computes those rows of `layer` that it lacked when it was launched early, behind the copies of
-    /// their experts. `whole` are its products, `slots` where the choice's experts are.
+    /// their experts.
     ///
     /// # Safety
-    /// As [`super::graph`]; `slots` is written before these copies.
-    pub(super) unsafe fn launch_late(
-        &mut self,
-        layer: u32,
-        whole: &Shared,
-        slots: *mut Tensor,
-    ) -> Result<(), Stop> {
+    /// As [`super::graph`].
+    pub(super) unsafe fn launch_late(&mut self, layer: u32, late: LateRows) -> Result<(), Stop> {
+        let LateRows { mut rows, whole } = late;
         // In the order of their arrival; what came otherwise waits for everything.
-        let arrivals = std::mem::take(&mut self.stage.arrivals);
-        let event_of = |expert: u32| arrivals.iter().position(|&(of, _)| of == expert);
-        let mut late = std::mem::take(&mut self.stage.early.late);
-        late.sort_by_key(|&(expert, _)| event_of(expert).unwrap_or(usize::MAX));
-        for &(expert, row) in &late {
+        rows.sort_by_key(|late| self.stage.arrivals.turn_of(late.expert).unwrap_or(usize::MAX));
+        for &late in &rows {
+            let Some(whole) = &whole else { break };
             // SAFETY: the caller's promise.
             unsafe {
-                match event_of(expert) {
-                    Some(at) => wait(self.context.inner, arrivals[at].1),
-                    None => self.stage.compute_after_copies(self.context),
+                if self.stage.arrivals.turn_of(late.expert).is_none() {
+                    self.stage.compute_after_copies(self.context);
                 }
-                self.launch_row(layer, whole, (slots, row))?;
+                self.launch_row(layer, whole, late)?;
             }
         }
-        self.stage.arrivals = arrivals;
-        self.stage.early.late = late;
+        self.stage.late.rows = rows;
         Ok(())
     }
 
-    /// Launches `down(glu(gate x, up x))` of one row.
+    /// Launches `down(glu(gate x, up x))` of one row, each behind the copies of its weights.
     unsafe fn launch_row(
         &mut self,
         layer: u32,
         whole: &Shared,
-        (slots, row): (*mut Tensor, usize),
+        LateRow { expert, row, slot }: LateRow,
     ) -> Result<(), Stop> {
         let lost = || Stop::Internal(format!("layer {layer} has no slots"));
         let front = self.stream.memory.front(self.stage.device).ok_or_else(lost)?;
@@ -82,7 +94,11 @@ impl Walk<'_> {
                 leaf
             };
             let input = leaf(x, (&(*x).ne)[0], 0);
-            let slot = leaf(slots, 1, 4 * row);
+            let numbers = front.numbers().ok_or_else(lost)?;
+            if slot as usize >= graph::dim(numbers, 0) {
+                return Err(lost());
+            }
+            let slot = leaf(numbers, 1, 4 * slot as usize);
             let multiply = |part, rows, like: *mut Tensor| {
                 let product = sys::ggml_mul_mat_id(c, weights(part)?, rows, slot);
                 (*product).op_params = (*like).op_params;
@@ -101,12 +117,16 @@ impl Walk<'_> {
                 sys::ggml_backend_synchronize(self.context.inner);
             }
             between.place(self.context, &owners)?;
-            let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
-            sys::ggml_build_forward_expand(small, product);
             for step in [gate, up, glu, product] {
                 (*step).flags |= TENSOR_FLAG_COMPUTE;
             }
-            status(sys::ggml_backend_graph_compute_async(self.context.inner, small))
+            let inner = self.context.inner;
+            let small = sys::ggml_new_graph_custom(c, Descriptions::NODES, false);
+            sys::ggml_build_forward_expand(small, glu);
+            self.stage.wait_for_arrival(inner, expert, Arrived::First);
+            status(sys::ggml_backend_graph_compute_async(inner, small))?;
+            self.stage.wait_for_arrival(inner, expert, Arrived::Down);
+            launch_nodes(self.context, self.graph, &mut [product], 0)
         }
     }
 }

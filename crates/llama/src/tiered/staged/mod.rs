@@ -15,6 +15,7 @@
 //! written from pinned memory that is free again after the next wait.
 
 mod ahead;
+mod arrivals;
 mod assist;
 mod cells;
 mod early;
@@ -365,9 +366,11 @@ impl Walk<'_> {
             }
             // While the device computes.
             self.book()?;
+            self.stage.compute_after_admission(self.context, layer);
             self.copy_ahead(layer)?;
             match early {
                 Some(last) => {
+                    self.await_guesses(layer, ids);
                     self.launch_early((i, last), layer, (ids, raw), shared.as_ref())?;
                     self.wait_for_choice();
                 }
@@ -392,11 +395,15 @@ impl Walk<'_> {
             if are_there {
                 self.stage.cells.forget();
                 self.deferred = Some((layer, Deferred::Booking));
-                let done = early.filter(|_| self.was_right(layer));
-                let mut state = Layer { is_done: done.is_some(), ..Layer::new(layer, ids, true) };
-                if let Some(last) = done {
+                let mut state = Layer::new(layer, ids, true);
+                if let Some(last) = early
+                    && let Some(rows) = self.late_rows(layer, ids)
+                {
+                    self.launch_late(layer, rows)?;
                     self.start = last + 1;
-                } else {
+                    state.is_done = true;
+                }
+                if !state.is_done {
                     if n_tokens == 1 && early.is_none() {
                         self.ask_ahead(layer, n_used, x)?;
                     }
@@ -425,12 +432,14 @@ impl Walk<'_> {
                 scratch.needed.retain(|expert| host.binary_search(expert).is_err());
             }
             residency.device_experts(layer, &scratch.needed, parts, &mut scratch.slots)?;
-            let is_right = early.is_some() && self.was_right(layer);
-            if !is_right {
+            let late = match early {
+                Some(last) => self.late_rows(layer, ids).map(|rows| (last, rows)),
+                None => None,
+            };
+            if late.is_none() {
                 // What is under way reads nothing of the table, and behind the copies it would be late.
                 state.remapped = self.remap(layer, (n_used, n_tokens), Stage::set_ahead)?;
             }
-            self.stage.forget_arrivals();
             let Stream { memory, residency, .. } = &mut *self.stream;
             begin_uploads(self.stage, memory, residency.as_mut(), early.is_some())?;
             if let Some(shared) = shared.as_mut().filter(|shared| !shared.experts.is_empty()) {
@@ -441,20 +450,18 @@ impl Walk<'_> {
             if n_tokens == 1 && early.is_none() {
                 self.ask_ahead(layer, n_used, x)?;
             }
-            let is_late = early.is_some() && !is_right;
-            let whole = if is_late { self.recognise(layer, ids) } else { None };
-            if let Some(whole) = &whole {
-                self.launch_late(layer, whole, state.remapped)?;
-            } else if !is_right {
+            state.shared = shared.filter(|shared| !shared.experts.is_empty());
+            if let Some((last, rows)) = late {
+                self.launch_late(layer, rows)?;
+                self.start = last + 1;
+                state.is_done = true;
+            } else {
                 self.stage.compute_after_copies(self.context);
                 self.stage.compute_after_admission(self.context, layer);
             }
-            let done = early.filter(|_| is_right || whole.is_some());
-            state.is_done = done.is_some();
-            state.shared = shared.filter(|shared| !shared.experts.is_empty());
+            let is_done = state.is_done;
             self.layer = Some(state);
-            if let Some(last) = done {
-                self.start = last + 1;
+            if is_done {
                 self.finish_shared(layer)?;
             }
             Ok(())

@@ -10,6 +10,7 @@ use super::super::device::BackendContext;
 use super::super::passes::PassScratch;
 use super::super::{MatrixUpload, PartCopy};
 use super::ahead::Ahead;
+use super::arrivals::Arrivals;
 use super::assist::Assist;
 use super::cells::Cells;
 use super::early::Early;
@@ -54,7 +55,7 @@ pub(in super::super) struct Stage {
     pub(super) tables: Pinned,
     /// Recorded behind copies that nobody waited for, by the layer that they are for.
     admitted: Vec<(u32, Event)>,
-    spare: Vec<Event>,
+    pub(super) spare: Vec<Event>,
     inner: Dev,
     /// The CPU, where it computes beside the device.
     pub(super) assist: Option<Assist>,
@@ -66,8 +67,8 @@ pub(in super::super) struct Stage {
     pub(super) ahead: Ahead,
     pub(super) early: Early,
     pub(super) late: Late,
-    /// Experts that are copied for the layer at hand, each with an event behind its last copy.
-    pub(super) arrivals: Vec<(u32, Event)>,
+    /// What is copied for the layer at hand.
+    pub(super) arrivals: Arrivals,
     /// Between the products of a pass.
     pub(super) pass: PassScratch,
     /// The tables of the groups of a layer.
@@ -131,7 +132,7 @@ impl Stage {
                 ahead: Ahead::new(inner),
                 early: Early::new(inner),
                 late: Late::default(),
-                arrivals: Vec::new(),
+                arrivals: Arrivals::default(),
                 pass: PassScratch::default(),
                 table_memory: TableMemory::default(),
                 rows: Rows::default(),
@@ -189,29 +190,9 @@ impl Stage {
     }
 
     /// An event that nothing is recorded for; null where the device has none.
-    fn event(&mut self) -> Event {
+    pub(super) fn event(&mut self) -> Event {
         // SAFETY: a device of ggml's; the event is freed in `Drop`.
         self.spare.pop().unwrap_or_else(|| unsafe { sys::ggml_backend_event_new(self.inner) })
-    }
-
-    /// A copy of an expert for the layer at hand was begun.
-    ///
-    /// # Safety
-    /// As above.
-    pub(super) unsafe fn note_arrival(&mut self, expert: u32) {
-        let known = self.arrivals.iter().find(|&&(of, _)| of == expert).copied();
-        let (_, event) = known.unwrap_or_else(|| {
-            let new = (expert, self.event());
-            self.arrivals.push(new);
-            new
-        });
-        // SAFETY: the caller's promise.
-        unsafe { record(event, self.copier) };
-    }
-
-    /// Nobody waits for what was begun any more.
-    pub(super) fn forget_arrivals(&mut self) {
-        self.spare.extend(self.arrivals.drain(..).map(|(_, event)| event).filter(|e| !e.is_null()));
     }
 
     /// What is launched from now on waits for copies that were admitted to this layer.
@@ -413,8 +394,8 @@ impl Drop for Stage {
             sys::ggml_backend_synchronize(self.beside);
             sys::ggml_backend_synchronize(self.copier);
             let single = [self.copied, self.launched, self.written];
-            let admitted = self.admitted.drain(..).chain(self.arrivals.drain(..));
-            let admitted = admitted.map(|(_, event)| event);
+            self.forget_arrivals();
+            let admitted = self.admitted.drain(..).map(|(_, event)| event);
             for event in single
                 .into_iter()
                 .chain(self.arrived.drain(..))

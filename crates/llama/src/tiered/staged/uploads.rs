@@ -35,7 +35,7 @@ pub(super) unsafe fn begin_uploads(
                     _ => begin(stage, stage.copier, memory, copy)?,
                 }
                 if notes_arrivals && matches!(copy.to, Place::Device(_)) {
-                    stage.note_arrival(copy.expert);
+                    stage.note_arrival(copy.expert, copy.part);
                 }
             }
         }
