@@ -45,13 +45,17 @@ make_model "$dense" dense "$dense"
 plenty=memory=60000
 prompts=prompts=512/1900,ubatch=2048
 few=tokens=32,rounds=3,warm=1
-# As many before those that count: a rare expert is read from the drive when it is first needed.
 many=rounds=9,warm=9
+# What no prompt has needed before would be read from the drive in the middle of one: memory has room for
+# all experts, and is filled with them first.
+all_read=history=$folder/history,settle=6
 run "$x64" "gpu=$gpu,baseline=read,$prompts,$many,name=all"
 for slots in 31 24 16 8; do
-    run "$x64" "gpu=$gpu,slots=$slots,$plenty,$prompts,$many,name=slots-$slots"
+    rm -rf "$folder/history"
+    run "$x64" "gpu=$gpu,slots=$slots,$plenty,$prompts,$many,$all_read,name=slots-$slots"
 done
-run "$x64" "gpu=$gpu,slots=8,$plenty,$prompts,$many,assist=1,name=slots-8-cpu"
+rm -rf "$folder/history"
+run "$x64" "gpu=$gpu,slots=8,$plenty,$prompts,$many,$all_read,profile=$folder/profile,assist=1,name=slots-8-cpu"
 run "$x64" "gpu=$gpu,baseline=experts,$prompts,$few,name=experts-on-cpu"
 run "$x64" "gpu=$gpu,baseline=read,$prompts,$many,name=all-again"
 run "$dense" "gpu=$gpu,baseline=read,$prompts,$few,name=dense-all"
@@ -74,7 +78,7 @@ for line in open(sys.argv[1]):
         ms, least, most = d["decode_ms"]
         prompts = ", ".join(
             f"{p['tokens']}: {p['ms'][0]:.1f} ms"
-            + (f" (reading {p['moved_last']['read'] / 1e6:.0f} MB)" if p["moved_last"]["read"] else "")
+            + (f" (reading {p['read'] / 1e6:.0f} MB in all rounds)" if p["read"] else "")
             for p in d["prompts"]
         )
         text = texts.setdefault(d["name"].split("-")[0].replace("slots", "all"), (d["logits"], d["sampled"]))

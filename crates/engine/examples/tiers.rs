@@ -11,6 +11,8 @@
 //! `prompts` (lengths, divided by `/`); `assist` (1: the CPU computes
 //! in place); `speculate` (0: no guesses); `trace` (a file); `dump` (a file for the logits
 //! behind a prompt); `profile` (a folder for what is measured of the machine; else rates are assumed);
+//! `history` (a folder for it: then memory with room for all experts is filled with them), `settle`
+//! (seconds to wait for that);
 //! `chunk` and `depth` (reads are split into pieces of so many KiB, so many at a time);
 //! `brief` (1: prompts and sampled tokens only).
 //!
@@ -20,7 +22,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hypura_engine::llama::{self, BatchToken, Gpu, Layout};
 use hypura_engine::{GpuChoice, LoadOptions, Loaded, StreamStats, load, load_baseline, plan_only};
@@ -92,6 +94,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         ctx_tokens: 2560,
         layout: Layout::Plain,
         profile_dir: case.text("profile").map(Into::into),
+        history_dir: case.text("history").map(Into::into),
         trace: case.text("trace").map(Into::into),
         ..LoadOptions::default()
     };
@@ -127,6 +130,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
     }
     .map_err(|error| error.to_string())?;
     let load_s = begin.elapsed().as_secs_f64();
+    std::thread::sleep(Duration::from_secs(case.number("settle").unwrap_or(0)));
     let n_tokens = case.number("tokens").unwrap_or(64);
     let (warm, rounds) = (case.number("warm").unwrap_or(2), case.number("rounds").unwrap_or(5));
 
@@ -156,9 +160,13 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
             times.push(begin.elapsed().as_secs_f64() * 1e3);
             copied.push(moved(&loaded, &before));
         }
+        let counted = usize::try_from(warm).unwrap_or(0)..;
+        let read: u64 =
+            copied[counted.clone()].iter().filter_map(|m: &Value| m["read"].as_u64()).sum();
         prompts.push(json!({
             "tokens": length,
-            "ms": spread(&times[usize::try_from(warm).unwrap_or(0)..]),
+            "ms": spread(&times[counted]),
+            "read": read,
             "moved_last": copied.last(),
         }));
     }
