@@ -203,15 +203,6 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         let first = i32::try_from(tokens.len()).unwrap_or(0);
         let begin = Instant::now();
         for (pos, _) in (first..).zip(0..n_tokens) {
-            if std::env::var_os("HYPURA_READLOG").is_some() {
-                eprintln!(
-                    "STEP {}",
-                    std::time::SystemTime::now()
-                        .duration_since(std::time::UNIX_EPOCH)
-                        .unwrap()
-                        .as_nanos()
-                );
-            }
             let token = sample(&mut loaded, &mut random)?;
             sampled.update(token.to_le_bytes());
             step(&mut loaded, token, pos)?;

@@ -204,7 +204,7 @@ impl Streamer {
     pub(super) fn plan_warming(&mut self) {
         let Some(table) = &self.table else { return };
         let pools = self.sources.slots.iter().zip(0..);
-        let has_room = self.device.is_some() && !self.reuses_host_slots;
+        let has_room = self.has_room_for_all();
         let mut units: Vec<Vec<UnitId>> = pools
             .map(|(&slots, pool)| table.hottest_absent(pool, slots as usize, has_room))
             .collect();
@@ -218,6 +218,11 @@ impl Streamer {
         if let Err(error) = self.warm() {
             tracing::debug!("reading ahead: {error}");
         }
+    }
+
+    /// Whether host memory beside a GPU has slots for all experts.
+    fn has_room_for_all(&self) -> bool {
+        self.device.is_some() && !self.reuses_host_slots
     }
 
     /// A prompt comes: what is still under way of an earlier run's experts is left for later.
@@ -235,6 +240,7 @@ impl Streamer {
 
     /// Goes on with what [`Streamer::plan_warming`] began, unless a prompt is computed.
     pub(super) fn warm(&mut self) -> Result<(), ResidencyError> {
+        let has_room = self.has_room_for_all();
         while !self.ahead.is_prompt
             && self.ahead.warming.len() < WARMING_MAX
             && let Some(unit) = self.ahead.to_warm.pop()
@@ -245,8 +251,9 @@ impl Streamer {
             if on_device || table.lookup(unit).is_some() || !table.has_free_slot(unit.layer) {
                 continue;
             }
-            // A slot that is being filled can't be had: whoever needs a layer must find others.
-            if table.available(unit.layer) <= self.sources.n_experts as usize {
+            // A slot that is being filled can't be had: whoever needs a layer must find others, unless
+            // each of its experts has one.
+            if !has_room && table.available(unit.layer) <= self.sources.n_experts as usize {
                 self.ahead.to_warm.push(unit);
                 break;
             }

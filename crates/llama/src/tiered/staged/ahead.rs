@@ -1,7 +1,7 @@
 //! The next layer's router, applied early, without waiting for it.
 //!
 //! It goes into the compute stream before the experts of the layer at hand, which wait for their
-//! copies. When the walk comes to the next layer, its scores have long arrived, and what they name
+//! copies, or into a stream beside them, if they are launched early. When the walk comes to the next layer, its scores have long arrived, and what they name
 //! is copied while the device is still computing what comes before that layer's own router.
 
 use std::collections::HashMap;
@@ -16,8 +16,8 @@ use super::super::group::Stream;
 use super::super::passes::{Descriptions, PassScratch};
 use super::super::predict::{self, Router, Step};
 use super::Walk;
-use super::stage::Pinned;
-use crate::abi::{Buffer, Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};
+use super::stage::{Pinned, record, wait};
+use crate::abi::{Backend, Buffer, Dev, Event, TENSOR_FLAG_COMPUTE, Tensor};
 
 /// Memory for guesses, and what was computed once.
 pub(super) struct Ahead {
@@ -58,6 +58,11 @@ impl Ahead {
             biases: HashMap::new(),
             scores: Vec::new(),
         }
+    }
+
+    /// Recorded behind the scores that were asked for last.
+    pub(super) fn scored(&self) -> Event {
+        self.scored
     }
 
     unsafe fn ratio(
@@ -132,15 +137,17 @@ pub(super) unsafe fn routers(nodes: &[*mut Tensor], uses: &[Use]) -> Vec<(u32, O
 }
 
 impl Walk<'_> {
-    /// Applies the next layer's router to what this layer's experts read, if that is wanted.
+    /// Applies the next layer's router to what this layer's experts read, if that is wanted, in `stream`.
     ///
     /// # Safety
-    /// As [`super::graph`]; `x` is what the experts of `layer` read.
+    /// As [`super::graph`]; `x` is what the experts of `layer` read, and computed before what the stream is
+    /// given now.
     pub(super) unsafe fn ask_ahead(
         &mut self,
         layer: u32,
         n_used: usize,
         x: *mut Tensor,
+        stream: Backend,
     ) -> Result<(), Stop> {
         self.asked = None;
         if self.stream.residency.look_ahead(1) == 0 {
@@ -177,22 +184,22 @@ impl Walk<'_> {
             steps.push(product);
             if !ahead.scratch.fits(self.context, &steps) {
                 sys::ggml_backend_synchronize(self.context.inner);
+                sys::ggml_backend_synchronize(stream);
             }
             ahead.scratch.place(self.context, &steps)?;
             for step in steps {
                 (*step).flags |= TENSOR_FLAG_COMPUTE;
                 sys::ggml_graph_add_node(small, step);
             }
-            let inner = self.context.inner;
-            status(sys::ggml_backend_graph_compute_async(inner, small.cast()))?;
+            // Those before it may have been computed in another stream.
+            wait(stream, ahead.scored);
+            status(sys::ggml_backend_graph_compute_async(stream, small.cast()))?;
             let bytes = sys::ggml_nbytes(product);
             ahead.raw.clear();
             let room = ahead.raw.take(bytes);
             let raw = room.ok_or(Stop::Status(sys::GGML_STATUS_ALLOC_FAILED))?;
-            sys::ggml_backend_tensor_get_async(inner, product, raw.cast(), 0, bytes);
-            if !ahead.scored.is_null() {
-                sys::ggml_backend_event_record(ahead.scored, inner);
-            }
+            sys::ggml_backend_tensor_get_async(stream, product, raw.cast(), 0, bytes);
+            record(ahead.scored, stream);
             self.asked = Some(Asked {
                 layer: *later,
                 raw,

@@ -232,8 +232,15 @@ impl Walk<'_> {
             let bytes = sys::ggml_nbytes(ids);
             sys::ggml_backend_tensor_get_async(beside, ids, raw.cast(), 0, bytes);
             record(self.stage.early.chosen, beside);
-            self.ask_ahead(layer, graph::dim(ids, 0), (*self.nodes[first]).src[1])?;
-            self.launch_products((first, last), layer, ids)
+            self.launch_products((first, last), layer, ids)?;
+            // Beside the products, which write over nothing that it reads. A CPU has threads in one place.
+            let inner = self.context.inner;
+            let stream = if self.context.device.is_emulated() { inner } else { beside };
+            self.ask_ahead(layer, graph::dim(ids, 0), (*self.nodes[first]).src[1], stream)?;
+            if self.asked.is_some() {
+                wait(inner, self.stage.ahead.scored());
+            }
+            Ok(())
         }
     }
 

@@ -405,7 +405,7 @@ impl Walk<'_> {
                 }
                 if !state.is_done {
                     if n_tokens == 1 && early.is_none() {
-                        self.ask_ahead(layer, n_used, x)?;
+                        self.ask_ahead(layer, n_used, x, self.context.inner)?;
                     }
                     self.stage.compute_after_admission(self.context, layer);
                     state.remapped = self.remap(layer, (n_used, n_tokens), Stage::set)?;
@@ -448,7 +448,7 @@ impl Walk<'_> {
             }
             // Before what waits for the copies.
             if n_tokens == 1 && early.is_none() {
-                self.ask_ahead(layer, n_used, x)?;
+                self.ask_ahead(layer, n_used, x, self.context.inner)?;
             }
             state.shared = shared.filter(|shared| !shared.experts.is_empty());
             if let Some((last, rows)) = late {
