@@ -217,3 +217,28 @@ impl Stage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null_mut;
+
+    use super::*;
+
+    #[test]
+    fn free_slots_are_those_of_empty_cells() {
+        let held = |is_held: bool| {
+            is_held.then(|| Held { layer: 0, parts: 1, experts: vec![7], is_expected: false })
+        };
+        let cell = |is_held| Cell {
+            held: held(is_held),
+            brought: null_mut(),
+            computed: null_mut(),
+            was_computed: false,
+        };
+        let cells = [false, true, false].map(cell).into();
+        let cells = Cells { cells, per_cell: 2, next: 1 };
+        let free: Vec<_> = (0..5).map(|n| cells.free_slot(n)).collect();
+        assert_eq!(free, [Some(0), Some(1), Some(4), Some(5), None]);
+        assert_eq!(Cells::new().free_slot(0), None);
+    }
+}
