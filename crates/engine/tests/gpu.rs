@@ -136,6 +136,20 @@ fn check_experts(name: &str, path: &Path, is_plain: bool, n_gpus: usize) {
     }
 }
 
+/// Memory with room for all experts begins to be filled with them at once, with the last ones too.
+#[test]
+fn memory_with_room_is_filled() {
+    let _alone = alone();
+    let path = demo("demo-moe-54m-q4_k_m.gguf");
+    let history = tempfile::tempdir().unwrap();
+    let mut options = not_all(&path, emulated(FlashAttention::On));
+    options.gpu_slots_max = Some(6);
+    options.history_dir = Some(history.path().to_owned());
+    let model = loaded(&path, &options);
+    let (n_layers, n_experts) = (8, 32);
+    assert_eq!(stats(&model).ahead.warmed, n_layers * n_experts);
+}
+
 /// What the GPU looks up by itself outlives the prompts between answers.
 #[test]
 fn a_second_prompt() {

@@ -253,6 +253,7 @@ impl Streamer {
         }
         self.history = Some(file);
         self.plan_warming();
+        self.publish();
     }
 
     /// What is known of the link to the device. An emulated one does everything at once.

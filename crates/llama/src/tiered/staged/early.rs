@@ -142,7 +142,7 @@ impl Walk<'_> {
         let can_wait = *has_events || self.context.device.is_emulated();
         let state = layers.get(&layer).filter(|_| can_wait)?;
         // SAFETY: the caller's promise.
-        if state.rate < RATE_MIN && !unsafe { self.has_late_rows(layer, ids) } {
+        if state.rate < RATE_MIN && !unsafe { self.can_come_late(layer, ids) } {
             return None;
         }
         let state = self.stage.early.layers.get_mut(&layer)?;
@@ -168,7 +168,7 @@ impl Walk<'_> {
     ///
     /// # Safety
     /// As [`super::graph`].
-    unsafe fn has_late_rows(&self, layer: u32, ids: *mut Tensor) -> bool {
+    unsafe fn can_come_late(&self, layer: u32, ids: *mut Tensor) -> bool {
         let front = self.stream.memory.front(self.stage.device);
         let is_large = front.is_some_and(|front| front.expert_bytes(layer) >= LARGE_BYTES);
         // Tests want to see such rows. What the CPU computes is none of them.
@@ -185,7 +185,7 @@ impl Walk<'_> {
     pub(super) unsafe fn await_guesses(&mut self, layer: u32, ids: *mut Tensor) {
         // SAFETY: the caller's promise.
         unsafe {
-            if !self.stage.arrivals.is_empty() && !self.has_late_rows(layer, ids) {
+            if !self.stage.arrivals.is_empty() && !self.can_come_late(layer, ids) {
                 self.stage.compute_after_admission(self.context, layer);
                 self.stage.forget_arrivals();
             }
