@@ -147,7 +147,7 @@ fn the_text_is_the_same_at_every_budget() {
 }
 
 /// What the numbers of a run have at least.
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 21] = [
     "mode",
     "model_bytes",
     "budget_bytes",
@@ -162,6 +162,7 @@ const FIELDS: [&str; 20] = [
     "unit_lookups",
     "unit_hits",
     "read_wait_ms",
+    "drive_busy_ms",
     "compute_ms",
     "kv_tokens_reused",
     "kv_read_bytes",

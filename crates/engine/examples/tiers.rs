@@ -215,6 +215,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
     let n = (rounds * n_tokens).max(1);
     let now = loaded.stream_stats();
     let wait = (now.read_wait - before.read_wait).as_secs_f64() * 1e3;
+    let busy = (now.drive_busy - before.drive_busy).as_secs_f64() * 1e3;
     let device = now.device.unwrap_or_default();
     let old = before.device.unwrap_or_default();
     let plan = &loaded.plan;
@@ -239,6 +240,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
         "host_hits": (device.host_hits - old.host_hits) as f64 / n as f64,
         "read_bytes_per_token": (now.read_bytes - before.read_bytes) / n,
         "read_wait_ms_per_token": wait / n as f64,
+        "drive_busy_ms_per_token": busy / n as f64,
         "n_ubatch": plan.n_ubatch,
         "devices": plan.gpu.as_ref().map(|gpu| gpu.devices),
         "gpu_slots": plan.gpu.as_ref().map(|gpu| &gpu.slots),
@@ -256,6 +258,7 @@ fn run(path: &Path, text: &str) -> Result<Value, String> {
 fn add_back(base: &mut StreamStats, from: &StreamStats, to: &StreamStats) {
     base.read_bytes += to.read_bytes - from.read_bytes;
     base.read_wait += to.read_wait - from.read_wait;
+    base.drive_busy += to.drive_busy - from.drive_busy;
     if let (Some(base), Some(from), Some(to)) = (&mut base.device, from.device, to.device) {
         base.copied_bytes += to.copied_bytes - from.copied_bytes;
         base.lookups += to.lookups - from.lookups;

@@ -79,6 +79,8 @@ pub struct RunStats {
     pub decode_segments: Option<Vec<Segment>>,
     /// Time that the computation waited for reads, in milliseconds.
     pub read_wait_ms: f64,
+    /// Time during which something was being read, in milliseconds.
+    pub drive_busy_ms: f64,
     /// Time that it computed, in milliseconds.
     pub compute_ms: f64,
     /// Tokens of attention state that did not have to be computed.
@@ -257,6 +259,7 @@ impl LoadSummary {
             gpu: self.gpu_stats(prompt.device, decode.device),
             decode_segments: answer.decode_segments.clone(),
             read_wait_ms: (prompt.read_wait + decode.read_wait).as_secs_f64() * 1e3,
+            drive_busy_ms: (prompt.drive_busy + decode.drive_busy).as_secs_f64() * 1e3,
             compute_ms: (prompt.compute + decode.compute).as_secs_f64() * 1e3,
             kv_tokens_reused: answer.reused_tokens,
             kv_known_tokens: kv.known_tokens,

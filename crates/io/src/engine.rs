@@ -241,6 +241,8 @@ pub struct ReadStats {
     pub bounced_bytes: u64,
     /// Reads that the operating system was asked for: system calls, or entries of a ring.
     pub system_calls: u64,
+    /// Time during which something was being read.
+    pub busy: Duration,
 }
 
 impl ReadRequest {

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::job::{Job, Piece, Unread, lock};
 use crate::range::{Moved, RangeError};
@@ -112,6 +113,7 @@ impl Front {
             read_bytes: moved.read_bytes.load(Ordering::Relaxed),
             bounced_bytes: moved.bounced_bytes.load(Ordering::Relaxed),
             system_calls: moved.system_calls.load(Ordering::Relaxed),
+            busy: lock(&self.shared.queues).busy.total(),
         }
     }
 }
@@ -208,11 +210,39 @@ pub(crate) struct Queues {
     demand: VecDeque<Unread>,
     read_ahead: VecDeque<Unread>,
     read_ahead_running: usize,
+    busy: Busy,
     /// Pieces of read-ahead that are read at the same time at most.
     read_ahead_max: usize,
     /// A reader found nothing, and has not been told since that there is something.
     is_starving: bool,
     closed: Option<Closed>,
+}
+
+/// How long at least one piece was being read.
+#[derive(Debug, Default)]
+struct Busy {
+    n_reading: usize,
+    since: Option<Instant>,
+    before: Duration,
+}
+
+impl Busy {
+    fn begin(&mut self) {
+        self.n_reading += 1;
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn end(&mut self) {
+        self.n_reading -= 1;
+        if self.n_reading == 0 {
+            self.before = self.total();
+            self.since = None;
+        }
+    }
+
+    fn total(&self) -> Duration {
+        self.before + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
 }
 
 /// Why an engine doesn't read any more.
@@ -251,6 +281,7 @@ impl Queues {
             demand: VecDeque::new(),
             read_ahead: VecDeque::new(),
             read_ahead_running: 0,
+            busy: Busy::default(),
             read_ahead_max,
             is_starving: false,
             closed: None,
@@ -271,12 +302,14 @@ impl Queues {
     pub(crate) fn take(&mut self) -> Option<Taken> {
         self.is_starving = false;
         if let Some(piece) = next_of(&mut self.demand) {
+            self.busy.begin();
             return Some(Taken { piece, priority: Priority::Demand });
         }
         if self.has_read_ahead()
             && let Some(piece) = next_of(&mut self.read_ahead)
         {
             self.read_ahead_running += 1;
+            self.busy.begin();
             return Some(Taken { piece, priority: Priority::ReadAhead });
         }
         self.is_starving = true;
@@ -285,6 +318,7 @@ impl Queues {
 
     /// Notes that a piece, taken with this priority, is read.
     pub(crate) fn ended(&mut self, priority: Priority) {
+        self.busy.end();
         if priority == Priority::ReadAhead {
             self.read_ahead_running -= 1;
         }
@@ -448,5 +482,18 @@ mod tests {
         assert_eq!((out.len(), front.in_flight(), front.stats().failed), (3, 0, 3));
         assert!(out.iter().all(|done| matches!(&done.result,
             Err(ReadError::Io { source, .. }) if source.raw_os_error() == Some(libc::EIO))));
+    }
+
+    #[test]
+    fn time_counts_while_anything_is_read() {
+        let (file, mut queues) = (file(), Queues::new(1));
+        assert_eq!(queues.busy.total(), Duration::ZERO);
+        queues.add(request(&file, Demand, 0, 2));
+        assert_eq!([(); 2].map(|()| take(&mut queues)), [Some(Demand), Some(Demand)]);
+        queues.ended(Demand);
+        assert!(queues.busy.since.is_some(), "one is still being read");
+        queues.ended(Demand);
+        let total = queues.busy.total();
+        assert_eq!(queues.busy.total(), total, "nothing is being read");
     }
 }

@@ -446,6 +446,7 @@ impl Streamer {
         let stats = StreamStats {
             read_bytes: self.reads.read_bytes(),
             read_wait: self.reads.waited,
+            drive_busy: self.reads.busy(),
             compute: self.compute,
             unit_lookups: tier.lookups,
             // What is still being read is no hit yet.

@@ -113,6 +113,11 @@ impl Reads {
         self.bytes.saturating_sub(self.engine.stats().cancelled_bytes)
     }
 
+    /// Time during which something was being read.
+    pub(super) fn busy(&self) -> Duration {
+        self.engine.stats().busy
+    }
+
     /// Takes what has ended, without waiting.
     pub(super) fn poll(&mut self, arrived: &mut Vec<Arrival>) {
         if !self.targets.is_empty() {

@@ -17,6 +17,9 @@ pub struct StreamStats {
     /// Time that the computation waited for reads.
     #[serde(skip)]
     pub read_wait: Duration,
+    /// Time during which something was being read.
+    #[serde(skip)]
+    pub drive_busy: Duration,
     /// Time that the device computed.
     #[serde(skip)]
     pub compute: Duration,
@@ -44,6 +47,7 @@ impl StreamStats {
         StreamStats {
             read_bytes: self.read_bytes - earlier.read_bytes,
             read_wait: self.read_wait - earlier.read_wait,
+            drive_busy: self.drive_busy - earlier.drive_busy,
             compute: self.compute - earlier.compute,
             unit_lookups: self.unit_lookups - earlier.unit_lookups,
             unit_hits: self.unit_hits - earlier.unit_hits,

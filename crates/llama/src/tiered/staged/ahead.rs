@@ -1,8 +1,9 @@
 //! The next layer's router, applied early, without waiting for it.
 //!
 //! It goes into the compute stream before the experts of the layer at hand, which wait for their
-//! copies, or into a stream beside them, if they are launched early. When the walk comes to the next layer, its scores have long arrived, and what they name
-//! is copied while the device is still computing what comes before that layer's own router.
+//! copies, or into a stream beside them, if they are launched early. When the walk comes to the next
+//! layer, its scores have arrived or are about to, and what they name is copied while the device is still
+//! computing what comes before that layer's own router.
 
 use std::collections::HashMap;
 use std::ptr::null_mut;
@@ -211,7 +212,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Begins to copy what the scores name that have arrived for `layer`, with an event behind each expert's.
+    /// Begins to copy what the scores name that have arrived for `layer`, and notes the arrivals.
     ///
     /// # Safety
     /// As [`super::graph`].
