@@ -79,7 +79,8 @@ pub struct RunStats {
     pub decode_segments: Option<Vec<Segment>>,
     /// Time that the computation waited for reads, in milliseconds.
     pub read_wait_ms: f64,
-    /// Time during which something was being read, in milliseconds.
+    /// Time during which something was being read, in milliseconds; what was read in the background since
+    /// the answer before included.
     pub drive_busy_ms: f64,
     /// Time that it computed, in milliseconds.
     pub compute_ms: f64,

@@ -35,7 +35,7 @@ pub struct DeviceStats {
     pub kept: u64,
     /// Layers whose experts the GPU looked up and computed before the host knew the router's choice.
     pub early: u64,
-    /// Of these, those whose experts were all there.
+    /// Of these, those whose experts were all there, and none still on its way.
     pub early_rightly: u64,
 }
 
@@ -158,6 +158,9 @@ impl Device {
         self.guessed.clear();
         self.guesses.clear();
         self.rising.clear();
+        // What they held is not copied back any more.
+        self.table.take_victims(&mut self.victims);
+        self.victims.clear();
         self.table.release_all();
     }
 }

@@ -17,7 +17,7 @@ pub struct StreamStats {
     /// Time that the computation waited for reads.
     #[serde(skip)]
     pub read_wait: Duration,
-    /// Time during which something was being read.
+    /// Time during which something was being read, in the background too.
     #[serde(skip)]
     pub drive_busy: Duration,
     /// Time that the device computed.

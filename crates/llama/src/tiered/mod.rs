@@ -236,7 +236,7 @@ pub trait Residency: Send {
     }
 
     /// The device computed what a router had chosen before the choice was known here: rightly, as all of
-    /// it was there, or in vain.
+    /// it was there, or some of it in vain.
     fn computed_early(&mut self, is_right: bool) {
         let _ = is_right;
     }

@@ -2,7 +2,8 @@
 //!
 //! A cell is filled in the copy stream, behind the computation that used it last, and computed with
 //! behind its copies. Cells are filled in turn, across layers: what the next layer will need is on its
-//! way while this one is computed.
+//! way while this one is computed. What sinks to host memory passes through those that are free
+//! ([`super::sink`]).
 
 use llama_cpp_sys_2 as sys;
 
@@ -85,6 +86,12 @@ impl Cells {
         let mut free = (0..).zip(&self.cells).filter(|(_, cell)| cell.held.is_none());
         let (cell, _) = free.nth(n.checked_div(self.per_cell)? as usize)?;
         Some(self.first_slot(cell) + n % self.per_cell)
+    }
+
+    /// What is recorded behind the last computation that reads a slot, if there was one.
+    pub(super) fn last_read(&self, slot: u32) -> Option<Event> {
+        let cell = self.cells.get(slot.checked_div(self.per_cell)? as usize)?;
+        cell.was_computed.then_some(cell.computed)
     }
 
     /// Those that hold these parts of experts of a layer, in the order in which they were filled, and

@@ -41,7 +41,7 @@ const LARGE_BYTES: usize = 1 << 20;
 const RATE_STEP: f32 = 1.0 / 16.0;
 /// Nodes from a layer's first product to its last, at most.
 const NODES_MAX: usize = 32;
-/// An expert without a slot.
+/// An expert without a slot, or one that is still on its way there.
 const NO_SLOT: i32 = -1;
 
 /// What was learned of layers, and what they are launched with.
@@ -182,7 +182,7 @@ impl Walk<'_> {
     ///
     /// # Safety
     /// As [`super::graph`].
-    pub(super) unsafe fn await_guesses(&mut self, layer: u32, ids: *mut Tensor) {
+    unsafe fn await_guesses(&mut self, layer: u32, ids: *mut Tensor) {
         // SAFETY: the caller's promise.
         unsafe {
             if !self.stage.arrivals.is_empty() && !self.can_come_late(layer, ids) {
@@ -206,8 +206,9 @@ impl Walk<'_> {
         (are_alike && is_all && last - first < NODES_MAX).then_some(last)
     }
 
-    /// Begins to read the choice of `layer` into `raw`, and the input of what the CPU may share; and
-    /// launches the products behind it, from node `first` to node `last`.
+    /// Begins to read the choice of `layer` into `raw`, and the input of what the CPU may share; launches
+    /// the products behind it, from node `first` to node `last`; and asks the next layer's router. What is
+    /// launched later waits for that.
     ///
     /// # Safety
     /// As [`super::graph`]; [`Walk::can_be_early`] said so, everything before `first` is launched, and
@@ -222,6 +223,8 @@ impl Walk<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             record(self.stage.early.routed, self.context.inner);
+            // Behind that, so that the choice is read without them.
+            self.await_guesses(layer, ids);
             self.note_slots(layer);
             self.write_slots(layer)?;
             let beside = self.stage.beside;

@@ -42,7 +42,7 @@ pub(super) struct LateRow {
 /// Those of a layer.
 pub(super) struct LateRows {
     pub(super) rows: Vec<LateRow>,
-    /// The products of the layer, where there are any.
+    /// The products of the layer, if there are any rows.
     pub(super) whole: Option<Shared>,
 }
 

@@ -173,6 +173,7 @@ impl Walk<'_> {
             // What an interrupted computation left under way ends before its slots are given away.
             self.wait();
             if !self.stream.residency.is_at_rest() {
+                self.stage.synchronize(self.context);
                 self.context.device.shared.wait_for_copies();
             }
             let matrices: Vec<u32> = uses
@@ -370,7 +371,6 @@ impl Walk<'_> {
             self.copy_ahead(layer)?;
             match early {
                 Some(last) => {
-                    self.await_guesses(layer, ids);
                     self.launch_early((i, last), layer, (ids, raw), shared.as_ref())?;
                     self.wait_for_choice();
                 }

@@ -85,11 +85,14 @@ impl Stage {
             // SAFETY: the caller's promise.
             return unsafe { begin(self, self.copier, memory, copy) };
         };
-        // SAFETY: the caller's promise; the cell is read by nothing but what sank from it before.
+        // SAFETY: the caller's promise; what reads the cell is waited for.
         unsafe {
             if is_new {
                 if self.sink.n_taken == 0 {
                     wait(self.copier, self.sink.sunk);
+                }
+                if let Some(read) = self.cells.last_read(slot) {
+                    wait(self.copier, read);
                 }
                 self.sink.last = Some(unit);
                 self.sink.n_taken += 1;

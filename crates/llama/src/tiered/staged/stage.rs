@@ -1,4 +1,4 @@
-//! What it takes to feed a device: a second stream, events, and pinned memory.
+//! What it takes to feed a device: other streams, events, and pinned memory.
 
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -34,9 +34,10 @@ pub(in super::super) struct Stage {
     pub(super) copier: Backend,
     /// What goes the other way.
     pub(super) sink: Sink,
-    /// Another stream, for tables and choices that must not queue behind experts.
+    /// Another stream, for tables, choices and the next layer's router, which must not queue behind
+    /// experts.
     pub(super) beside: Backend,
-    /// Recorded behind the last of them.
+    /// Recorded behind the last table.
     written: Event,
     /// Recorded behind the last copy. Null where the device computes at once.
     copied: Event,

@@ -1,4 +1,4 @@
-//! Putting copies of experts into the copy stream.
+//! Putting copies of experts into the copy stream, and that of what sinks.
 
 use llama_cpp_sys_2 as sys;
 
@@ -8,8 +8,7 @@ use super::super::{PartCopy, Place, Residency, StreamMemory, Uploads};
 use super::stage::Stage;
 use crate::abi::{Backend, Tensor};
 
-/// Puts the copies that were asked for into the copy stream; if wanted, with an event behind each
-/// expert's.
+/// Puts the copies that were asked for into the streams; if wanted, what arrives on the device is noted.
 ///
 /// # Safety
 /// The slots that are copied to are read by nothing that is still to be computed.
