@@ -236,6 +236,8 @@ fn delivers_exactly_the_bytes(engine: &mut dyn ReadEngine, sample: &Sample, file
     if !file.is_direct() {
         assert_eq!(stats.bounced_bytes, 0, "buffered reads need no detour");
     }
+    assert!(!stats.busy.is_zero(), "knows that it read: {stats:?}");
+    assert_eq!(engine.stats().busy, stats.busy, "and that it does not any more");
 }
 
 fn reports_the_end_of_the_file(engine: &mut dyn ReadEngine, sample: &Sample, file: &Arc<File>) {

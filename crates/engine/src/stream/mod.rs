@@ -443,10 +443,11 @@ impl Streamer {
     fn publish(&mut self) {
         self.publish_experts();
         let tier = self.table.as_ref().map(|table| table.stats().total).unwrap_or_default();
+        let (read_bytes, drive_busy) = self.reads.totals();
         let stats = StreamStats {
-            read_bytes: self.reads.read_bytes(),
+            read_bytes,
             read_wait: self.reads.waited,
-            drive_busy: self.reads.busy(),
+            drive_busy,
             compute: self.compute,
             unit_lookups: tier.lookups,
             // What is still being read is no hit yet.

@@ -108,14 +108,11 @@ impl Reads {
         self.engine.cancel(tag);
     }
 
-    /// Bytes that were asked for, less those that did not have to be read after all.
-    pub(super) fn read_bytes(&self) -> u64 {
-        self.bytes.saturating_sub(self.engine.stats().cancelled_bytes)
-    }
-
-    /// Time during which something was being read.
-    pub(super) fn busy(&self) -> Duration {
-        self.engine.stats().busy
+    /// Bytes that were asked for, less those that did not have to be read after all; and time during which
+    /// something was being read.
+    pub(super) fn totals(&self) -> (u64, Duration) {
+        let stats = self.engine.stats();
+        (self.bytes.saturating_sub(stats.cancelled_bytes), stats.busy)
     }
 
     /// Takes what has ended, without waiting.
